@@ -23,16 +23,16 @@ type Conn struct {
 // No privilege is needed.
 //
 // The socket asks for strict checking of dump requests (NETLINK_GET_STRICT_CHK, Linux
-// 4.20), so that the kernel filters by interface, table and type, and for its words on
-// errors (NETLINK_EXT_ACK, Linux 4.12). Kernels without either still work: Dump may
-// then return more than was asked for, and callers compare once more.
+// 4.20), so that the kernel filters by interface, table and type. Older kernels still
+// work: Dump then returns more than was asked for, and callers compare once more.
 func Open() (*Conn, error) {
 	sock, err := nl.Subscribe(unix.NETLINK_ROUTE)
 	if err != nil {
 		return nil, fmt.Errorf("open route netlink socket: %w", err)
 	}
 	_ = unix.SetsockoptInt(sock.GetFd(), unix.SOL_NETLINK, unix.NETLINK_GET_STRICT_CHK, 1)
-	_ = sock.SetExtAck(true)
+	// No NETLINK_EXT_ACK: the library looks for an echoed request in the answer to a
+	// failed dump, where the kernel sends none, and panics.
 	// Answers come from the kernel within the request; a limit only guards against a
 	// socket that something else has broken.
 	_ = sock.SetReceiveTimeout(&unix.Timeval{Sec: 5})
