@@ -1,0 +1,83 @@
+package rtnl
+
+import (
+	"encoding/binary"
+	"net/netip"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+func TestParseRouteOfOddTables(t *testing.T) {
+	b := RouteHeader{Family: unix.AF_INET, DstLen: 24, Table: unix.RT_TABLE_MAIN, Type: unix.RTN_UNICAST}.Body()
+	b = AppendUint32(b, unix.RTA_TABLE, 100000)
+	b = AppendAttr(b, unix.RTA_DST, []byte{192, 0, 2, 77})
+	b = AppendUint32(b, unix.RTA_OIF, 4)
+	r, err := ParseRoute(b)
+	if err != nil || r.Table != 100000 || r.Dst != netip.MustParsePrefix("192.0.2.0/24") || r.Hops[0].Index != 4 {
+		t.Error(r, err)
+	}
+}
+
+func TestParseMalformed(t *testing.T) {
+	v4 := RouteHeader{Family: unix.AF_INET}.Body()
+	a4 := AddressBody(unix.AF_INET, 1, 24, 0, 0)
+	for _, tt := range []struct {
+		name  string
+		parse func([]byte) error
+		in    []byte
+	}{
+		{"no route", parseRoute, nil},
+		{"other family", parseRoute, RouteHeader{Family: unix.AF_BRIDGE}.Body()},
+		{"prefix too long", parseRoute, RouteHeader{Family: unix.AF_INET, DstLen: 33}.Body()},
+		{"address of the other family", parseRoute, AppendAttr(v4, unix.RTA_GATEWAY, make([]byte, 16))},
+		{"short number", parseRoute, AppendAttr(v4, unix.RTA_OIF, []byte{1})},
+		{"no address", parseAddress, a4},
+		{"short header", parseAddress, a4[:7]},
+		{"address too short", parseAddress, AppendAttr(a4, unix.IFA_LOCAL, []byte{1, 2, 3})},
+		{"no link", parseLink, nil},
+		{"short MTU", parseLink, AppendAttr(LinkBody(1, 0, 0), unix.IFLA_MTU, []byte{1})},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if err := tt.parse(tt.in); err != ErrMalformed {
+				t.Errorf("%v, want ErrMalformed", err)
+			}
+		})
+	}
+}
+
+func parseRoute(b []byte) error   { _, err := ParseRoute(b); return err }
+func parseAddress(b []byte) error { _, err := ParseAddress(b); return err }
+func parseLink(b []byte) error    { _, err := ParseLink(b); return err }
+
+// An attribute's padding may be missing at the very end of a message.
+func TestEachAttrWithoutPadding(t *testing.T) {
+	b := binary.NativeEndian.AppendUint16(nil, 5)
+	b = append(binary.NativeEndian.AppendUint16(b, 1|unix.NLA_F_NESTED), 'x')
+	n := 0
+	err := EachAttr(b, func(typ uint16, val []byte) error {
+		n++
+		if typ != 1 || string(val) != "x" {
+			t.Error(typ, val)
+		}
+		return nil
+	})
+	if err != nil || n != 1 {
+		t.Error(n, err)
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add(AppendAttr(RouteHeader{Family: unix.AF_INET6}.Body(), unix.RTA_GATEWAY, make([]byte, 16)))
+	f.Add(AppendAttr(AddressBody(unix.AF_INET, 1, 24, 0, 0), unix.IFA_LOCAL, make([]byte, 4)))
+	f.Add(AppendAttr(LinkBody(1, 0, 0), unix.IFLA_IFNAME, []byte("lo\x00")))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if r, err := ParseRoute(b); err == nil && !r.Dst.IsValid() {
+			t.Error(r)
+		}
+		if a, err := ParseAddress(b); err == nil && !a.Local.IsValid() {
+			t.Error(a)
+		}
+		_, _ = ParseLink(b)
+	})
+}
