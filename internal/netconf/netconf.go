@@ -154,12 +154,12 @@ func (c *configurer) configure() error {
 	// Routes come after all the addresses, IPv6 first: an IPv4 route may have an IPv6
 	// gateway (RTA_VIA, RFC 5549).
 	if v6 && !c.result.NoV6 {
-		if err := c.routes(ipv6, &c.plan.V6); err != nil {
+		if err := c.routes(ipv6, &c.plan.V6, &c.result.NoV6); err != nil {
 			return err
 		}
 	}
 	if c.plan.V4.Enabled && !c.result.NoV4 {
-		return c.routes(ipv4, &c.plan.V4)
+		return c.routes(ipv4, &c.plan.V4, &c.result.NoV4)
 	}
 	return nil
 }
@@ -184,7 +184,7 @@ var (
 	ipv6 = family{"IPv6", unix.AF_INET6}
 )
 
-// unsupported tells whether a refused address means that the family is not to be had on
+// unsupported tells whether a refused address or route means that the family is not to be had on
 // the tap at all: not in the kernel, switched off by disable_ipv6, or on a link too small
 // for it.
 func (c *configurer) unsupported(fam family, err error) bool {
@@ -195,7 +195,7 @@ func (c *configurer) unsupported(fam family, err error) bool {
 		return false
 	}
 	small := c.plan.MTU != 0 && c.plan.MTU < minMTU6
-	return errors.Is(err, unix.EACCES) || small && errors.Is(err, unix.EINVAL)
+	return errors.Is(err, unix.EACCES) || small && (errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENODEV))
 }
 
 // stepError is a fatal error. Its text begins as network.md section 6 says.

@@ -3,8 +3,11 @@ package netconf
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
+	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -457,17 +460,21 @@ func TestErrors(t *testing.T) {
 
 func TestIPv6NotSupported(t *testing.T) {
 	for _, tt := range []struct {
-		name string
-		mtu  int
+		name     string
+		mtu      int
+		disabled string
 	}{
-		{"link too small", 1200},
+		{"link too small", 1200, "0"},
+		{"disabled in the namespace", 1500, "1"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			nstest.Enter(t)
+			if err := os.WriteFile("/proc/sys/net/ipv6/conf/default/disable_ipv6", []byte(tt.disabled), 0); err != nil {
+				t.Skip(err)
+			}
 			nstest.Tap(t, "tap0")
-			got, err := Configure("tap0", Plan{Configure: true, MTU: tt.mtu, V6: Family{
-				Enabled: true, Address: netip.MustParseAddr("2001:db8::1"), PrefixLen: 64, Gateway: netip.MustParseAddr("fe80::1"),
-			}})
+			v6 := Family{Enabled: true, Address: netip.MustParseAddr("2001:db8::1"), PrefixLen: 64, Gateway: netip.MustParseAddr("fe80::1")}
+			got, err := Configure("tap0", Plan{Configure: true, MTU: tt.mtu, V6: v6})
 			if err != nil || !got.NoV6 {
 				t.Fatal(got, err)
 			}
@@ -475,5 +482,87 @@ func TestIPv6NotSupported(t *testing.T) {
 				t.Error(diff)
 			}
 		})
+	}
+}
+
+// IPv6 that is not to be had must not cost the guest its IPv4, in local mode either, where
+// there is no IPv6 address to be refused.
+func TestLocalModeWithoutIPv6(t *testing.T) {
+	for _, tt := range []struct {
+		name     string
+		mtu      int
+		disabled string
+	}{
+		{"link too small", 1200, "0"},
+		{"disabled in the namespace", 1500, "1"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			nstest.Enter(t)
+			p := plan(detect(t, autodetect.Options{}))
+			p.MTU = tt.mtu
+			if err := os.WriteFile("/proc/sys/net/ipv6/conf/default/disable_ipv6", []byte(tt.disabled), 0); err != nil {
+				t.Skip(err)
+			}
+			nstest.Tap(t, "tap0")
+			got, err := Configure("tap0", p)
+			if err != nil || !got.NoV6 || got.NoV4 {
+				t.Fatal(got, err)
+			}
+			if r := nstest.Show(t, "route"); !strings.Contains(r, "default via 169.254.2.2 dev tap0") {
+				t.Error(r)
+			}
+		})
+	}
+}
+
+// More routes than one answer of the kernel holds, in an order in which each depends on
+// the next.
+func TestManyRoutes(t *testing.T) {
+	var script strings.Builder
+	fmt.Fprintf(&script, "%s\naddr add 192.0.2.2/24 dev e0\n", host)
+	const n = 3000
+	for i := range n {
+		fmt.Fprintf(&script, "route add 10.%d.%d.0/24 via 192.0.2.%d dev e0 metric %d\n", i/256, i%256, 3+i%200, i)
+	}
+	nstest.Enter(t)
+	nstest.IP(t, script.String())
+	h := detect(t, autodetect.Options{V6: autodetect.FamilyOptions{Disabled: true}})
+	if len(h.V4.Routes) != n+1 {
+		t.Fatalf("%d routes found", len(h.V4.Routes))
+	}
+	want := own(routes(t, "-4"))
+
+	nstest.Enter(t)
+	nstest.Tap(t, "e0")
+	slices.Reverse(h.V4.Routes)
+	got, err := Configure("e0", plan(h))
+	if err != nil || len(got.Warnings) > 0 {
+		t.Fatal(err, got.Warnings)
+	}
+	if diff := cmp.Diff(want, own(routes(t, "-4"))); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// Start-up time counts: a command in a fresh namespace waits for this.
+func BenchmarkConfigure(b *testing.B) {
+	nstest.Enter(b)
+	nstest.IP(b, host+`
+		addr add 192.0.2.2/24 dev e0
+		route add default via 192.0.2.1
+		addr add 2001:db8::2/64 dev e0 nodad
+		route add default via fe80::1 dev e0`)
+	h, err := autodetect.Detect(autodetect.Options{})
+	if err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		b.StopTimer()
+		nstest.Enter(b)
+		nstest.Tap(b, "e0")
+		b.StartTimer()
+		if _, err := Configure("e0", plan(h)); err != nil {
+			b.Fatal(err)
+		}
 	}
 }

@@ -19,16 +19,23 @@ const rtaNextHopID = 30
 // maxAttr is the longest value of an attribute, in bytes.
 const maxAttr = 1<<16 - 1 - unix.SizeofRtAttr
 
-// routes gives the tap its routes of one family.
-func (c *configurer) routes(fam family, f *Family) error {
+// routes gives the tap its routes of one family, and sets *none if the kernel does not
+// have the family.
+func (c *configurer) routes(fam family, f *Family, none *bool) error {
 	if !f.CopyRoutes {
 		if !f.Gateway.IsValid() {
 			return nil
 		}
-		if err := c.defaultRoute(fam, f); err != nil {
-			return failed("Couldn't set "+fam.name+" route(s) in guest", err)
+		err := c.defaultRoute(fam, f)
+		switch {
+		case err == nil:
+			return nil
+		case c.unsupported(fam, err):
+			*none = true
+			c.warn("%s not supported, disabling", fam.name)
+			return nil
 		}
-		return nil
+		return failed("Couldn't set "+fam.name+" route(s) in guest", err)
 	}
 
 	hasDefault, lost, err := c.copyRoutes(fam, f)
