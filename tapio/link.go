@@ -69,6 +69,8 @@ const (
 	TSOECN
 	// USO: UDP datagrams over both IP versions may come in a row. Linux 6.2.
 	USO
+
+	allFeatures = VnetHeader | Csum | TSO | TSOECN | USO
 )
 
 // String lists the features by name, for logs.
