@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -148,10 +149,51 @@ func (t *Target) Enter(argv ...string) *exec.Cmd {
 	return exec.Command("nsenter", append([]string{"-t", fmt.Sprint(t.PID), "-U", "-n", "--preserve-credentials", "--"}, argv...)...)
 }
 
-// End kills the target's process and drops the namespace: with nobody else in it, it ends.
-func (t *Target) End() { t.Close() }
+// Configured waits until the target has an address of wide scope and a default route, with
+// v6 for IPv6 too, and no address is tentative. It fails when p, the program that is to
+// configure it, ends first.
+func (t *Target) Configured(ctx context.Context, p *Process, v6 bool) error {
+	families := []int{netlink.FAMILY_V4}
+	if v6 {
+		families = append(families, netlink.FAMILY_V6)
+	}
+	return Wait(ctx, "the target to be configured", func() (ok bool, err error) {
+		select {
+		case <-p.Done():
+			return false, fmt.Errorf("%s ended: %s", p.Name(), p.Stderr())
+		default:
+		}
+		err = t.Do(func() error {
+			for _, f := range families {
+				if ok, err = configured(f); !ok || err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		return ok, err
+	})
+}
 
-// Close ends the target. It may be called again.
+// configured looks at one family in the thread's namespace.
+func configured(family int) (bool, error) {
+	addrs, err := netlink.AddrList(nil, family)
+	if err != nil {
+		return false, err
+	}
+	wide := false
+	for _, a := range addrs {
+		if a.Flags&unix.IFA_F_TENTATIVE != 0 {
+			return false, nil
+		}
+		wide = wide || a.Scope == int(netlink.SCOPE_UNIVERSE)
+	}
+	routes, err := netlink.RouteListFiltered(family, &netlink.Route{Dst: nil}, netlink.RT_FILTER_DST)
+	return wide && len(routes) > 0, err
+}
+
+// Close kills the target's process and drops the namespace: with nobody else in it, it
+// ends. Close may be called again.
 func (t *Target) Close() error {
 	if t.closed {
 		return nil
@@ -182,15 +224,4 @@ func Wait(ctx context.Context, what string, cond func() (bool, error)) error {
 		case <-time.After(pause):
 		}
 	}
-}
-
-// Stop ends cmd and its process group: SIGTERM, then SIGKILL after grace. It returns what
-// cmd.Wait does.
-func Stop(cmd *exec.Cmd, grace time.Duration) error {
-	unix.Kill(-cmd.Process.Pid, unix.SIGTERM)
-	kill := time.AfterFunc(grace, func() { unix.Kill(-cmd.Process.Pid, unix.SIGKILL) })
-	defer kill.Stop()
-	err := cmd.Wait()
-	unix.Kill(-cmd.Process.Pid, unix.SIGKILL) // the rest of the group, if any is left
-	return err
 }

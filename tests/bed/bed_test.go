@@ -172,7 +172,7 @@ func TestTargetIsAnUnprivilegedUsersNamespace(t *testing.T) {
 	if err != nil || u.Threads != 1 || u.FDs < 3 || u.RSS == 0 {
 		t.Errorf("Tree = %+v, %v", u, err)
 	}
-	target.End()
+	target.Close()
 	if _, err := bed.Tree(target.PID); err == nil {
 		t.Error("the holder outlives the target")
 	}
