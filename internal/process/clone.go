@@ -1,0 +1,283 @@
+package process
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"runtime"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// keptCaps are the capabilities a translator may need whoever it runs as: to enter and
+// configure the namespace, to bind low ports in it, and to open it by way of /proc.
+const keptCaps = 1<<unix.CAP_SYS_ADMIN | 1<<unix.CAP_NET_ADMIN |
+	1<<unix.CAP_NET_BIND_SERVICE | 1<<unix.CAP_SYS_PTRACE
+
+// clone says how a new process of this executable comes to be.
+type clone struct {
+	link *os.File // becomes linkFD of the new process
+
+	// user is whom to become, or nil. Capabilities survive the change.
+	user *User
+
+	// userNS is the user namespace to enter, or nil.
+	userNS *os.File
+
+	// flags are the CLONE_NEW* of the namespaces to create inside userNS, or 0. A
+	// process in a new PID namespace is its first.
+	flags uintptr
+}
+
+// Steps of the child that can fail, as told to the parent.
+const (
+	stepExec = iota
+	stepGroup
+	stepUser
+	stepUserNS
+	stepClone
+	stepLink
+)
+
+// childReport is what the child writes to a pipe: its successor's PID, or what failed.
+type childReport struct {
+	pid   uintptr
+	step  uintptr
+	errno syscall.Errno
+}
+
+// start starts the process and returns when it executes this program. The child is the
+// caller's, who waits for it.
+func (c *clone) start() (*os.Process, error) {
+	report, low, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	defer report.Close()
+	reported, err := aboveLink(low)
+	low.Close()
+	if err != nil {
+		return nil, err
+	}
+	defer reported.Close()
+	link, err := aboveLink(c.link)
+	if err != nil {
+		return nil, err
+	}
+	defer link.Close()
+
+	p, err := c.prepare(link, reported)
+	if err != nil {
+		return nil, err
+	}
+	syscall.ForkLock.Lock()
+	pid, errno := cloneExec(p)
+	syscall.ForkLock.Unlock()
+	runtime.KeepAlive(c)
+	reported.Close()
+	if errno != 0 {
+		return nil, fmt.Errorf("clone: %w", errno)
+	}
+
+	// One report comes from each process that does not get to execute a program;
+	// at the end of file, none is left to fail.
+	var r childReport
+	for {
+		var next childReport
+		raw := unsafe.Slice((*byte)(unsafe.Pointer(&next)), unsafe.Sizeof(next))
+		if _, err := io.ReadFull(report, raw); err != nil {
+			break
+		}
+		if next.pid != 0 {
+			r.pid = next.pid
+		}
+		if next.errno != 0 {
+			r.step, r.errno = next.step, next.errno
+		}
+	}
+	if r.pid != 0 || r.errno != 0 {
+		reap(int(pid))
+	}
+	if r.errno != 0 {
+		if r.pid != 0 {
+			reap(int(r.pid))
+		}
+		return nil, c.failure(r)
+	}
+	if r.pid != 0 {
+		pid = r.pid
+	}
+	return os.FindProcess(int(pid))
+}
+
+func reap(pid int) {
+	for {
+		if _, err := unix.Wait4(pid, nil, 0, nil); !errors.Is(err, unix.EINTR) {
+			return
+		}
+	}
+}
+
+func (c *clone) failure(r childReport) error {
+	switch r.step {
+	case stepGroup:
+		return failf("Can't set GID to %d", c.user.GID)
+	case stepUser:
+		return failf("Can't set UID to %d", c.user.UID)
+	case stepUserNS:
+		return failf("Couldn't enter user namespace %s: %s", c.userNS.Name(), reason(r.errno))
+	case stepClone:
+		return failf("Couldn't create namespaces: %s", reason(r.errno))
+	case stepLink:
+		return fmt.Errorf("pass the link on: %w", r.errno)
+	}
+	return fmt.Errorf("run %s again: %w", selfPath, r.errno)
+}
+
+const selfPath = "/proc/self/exe"
+
+// prepared is a clone as the child needs it: memory that is allocated already.
+type prepared struct {
+	path       *byte
+	argv, envv []*byte
+	link       uintptr
+	report     uintptr
+	become     bool
+	uid, gid   uintptr
+	enter      bool
+	userNS     uintptr
+	flags      uintptr
+}
+
+func (c *clone) prepare(link, reported *os.File) (*prepared, error) {
+	p := &prepared{
+		link:   link.Fd(),
+		report: reported.Fd(),
+		flags:  c.flags,
+	}
+	var err error
+	if p.path, err = syscall.BytePtrFromString(selfPath); err != nil {
+		return nil, err
+	}
+	if p.argv, err = syscall.SlicePtrFromStrings(os.Args); err != nil {
+		return nil, err
+	}
+	if p.envv, err = syscall.SlicePtrFromStrings(stageEnviron()); err != nil {
+		return nil, err
+	}
+	if c.user != nil {
+		p.become, p.uid, p.gid = true, uintptr(c.user.UID), uintptr(c.user.GID)
+	}
+	if c.userNS != nil {
+		p.enter, p.userNS = true, c.userNS.Fd()
+	}
+	return p, nil
+}
+
+// stageEnviron is the environment of a process that must not behave as a launcher.
+func stageEnviron() []string { return append(os.Environ(), StageVariable+"=1") }
+
+//go:linkname beforeFork syscall.runtime_BeforeFork
+func beforeFork()
+
+//go:linkname afterFork syscall.runtime_AfterFork
+func afterFork()
+
+//go:linkname afterForkInChild syscall.runtime_AfterForkInChild
+func afterForkInChild()
+
+// cloneExec clones this process and executes p in the child. It returns in the parent
+// only; what fails in the child is written to p.report.
+//
+// The child has one thread and a copy of a heap whose owners are gone. Until it executes
+// a program it must not allocate, grow its stack, be preempted or take a lock: all it
+// needs is declared here and in p, signals are blocked by beforeFork, and it calls
+// nothing but raw system calls. Package syscall starts processes in the same way; its
+// own function cannot be used because it enters no namespace.
+//
+//go:noinline
+//go:norace
+//go:nocheckptr
+func cloneExec(p *prepared) (pid uintptr, errno syscall.Errno) {
+	var (
+		r    childReport
+		head unix.CapUserHeader
+		caps [2]unix.CapUserData
+		bit  uintptr
+	)
+
+	beforeFork()
+	pid, _, errno = syscall.RawSyscall6(unix.SYS_CLONE, uintptr(syscall.SIGCHLD), 0, 0, 0, 0, 0)
+	if errno != 0 || pid != 0 {
+		afterFork()
+		return pid, errno
+	}
+	afterForkInChild()
+
+	if p.become {
+		// Without the kernel's help here, the change of user takes all
+		// capabilities away; with it, they stay permitted.
+		syscall.RawSyscall6(unix.SYS_PRCTL, unix.PR_SET_KEEPCAPS, 1, 0, 0, 0, 0)
+		syscall.RawSyscall6(unix.SYS_SETGROUPS, 0, 0, 0, 0, 0, 0) // not allowed in some namespaces
+		r.step = stepGroup
+		if _, _, r.errno = syscall.RawSyscall6(unix.SYS_SETRESGID, p.gid, p.gid, p.gid, 0, 0, 0); r.errno != 0 {
+			goto fail
+		}
+		r.step = stepUser
+		if _, _, r.errno = syscall.RawSyscall6(unix.SYS_SETRESUID, p.uid, p.uid, p.uid, 0, 0, 0); r.errno != 0 {
+			goto fail
+		}
+		head.Version = unix.LINUX_CAPABILITY_VERSION_3
+		syscall.RawSyscall6(unix.SYS_CAPGET, uintptr(unsafe.Pointer(&head)), uintptr(unsafe.Pointer(&caps[0])), 0, 0, 0, 0)
+		caps[0].Effective, caps[1].Effective = caps[0].Permitted, caps[1].Permitted
+		syscall.RawSyscall6(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&head)), uintptr(unsafe.Pointer(&caps[0])), 0, 0, 0, 0)
+	}
+	if p.enter {
+		r.step = stepUserNS
+		if _, _, r.errno = syscall.RawSyscall6(unix.SYS_SETNS, p.userNS, unix.CLONE_NEWUSER, 0, 0, 0, 0); r.errno != 0 {
+			goto fail
+		}
+	}
+	if p.flags != 0 {
+		r.step = stepClone
+		pid, _, r.errno = syscall.RawSyscall6(unix.SYS_CLONE, p.flags|unix.CLONE_PARENT|uintptr(syscall.SIGCHLD), 0, 0, 0, 0, 0)
+		if r.errno != 0 {
+			goto fail
+		}
+		if pid != 0 { // tell who our successor is, and go
+			r.pid = pid
+			goto fail
+		}
+	}
+	if p.become || p.enter {
+		// What is permitted now is to survive the execution of a program by a user
+		// that is not root here. All of this may fail without harm: then nothing
+		// was permitted, and whoever needs it gets told.
+		head.Version = unix.LINUX_CAPABILITY_VERSION_3
+		syscall.RawSyscall6(unix.SYS_CAPGET, uintptr(unsafe.Pointer(&head)), uintptr(unsafe.Pointer(&caps[0])), 0, 0, 0, 0)
+		caps[0].Inheritable = caps[0].Permitted & keptCaps
+		caps[1].Inheritable = 0
+		syscall.RawSyscall6(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&head)), uintptr(unsafe.Pointer(&caps[0])), 0, 0, 0, 0)
+		for bit = 0; bit < 32; bit++ {
+			if caps[0].Inheritable&(1<<bit) != 0 {
+				syscall.RawSyscall6(unix.SYS_PRCTL, unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_RAISE, bit, 0, 0, 0)
+			}
+		}
+	}
+	r.step = stepLink
+	if _, _, r.errno = syscall.RawSyscall6(unix.SYS_DUP3, p.link, linkFD, 0, 0, 0, 0); r.errno != 0 {
+		goto fail
+	}
+	r.step = stepExec
+	_, _, r.errno = syscall.RawSyscall6(unix.SYS_EXECVE, uintptr(unsafe.Pointer(p.path)),
+		uintptr(unsafe.Pointer(&p.argv[0])), uintptr(unsafe.Pointer(&p.envv[0])), 0, 0, 0)
+
+fail:
+	syscall.RawSyscall6(unix.SYS_WRITE, p.report, uintptr(unsafe.Pointer(&r)), unsafe.Sizeof(r), 0, 0, 0)
+	for {
+		syscall.RawSyscall6(unix.SYS_EXIT_GROUP, 1, 0, 0, 0, 0, 0)
+	}
+}

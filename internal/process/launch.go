@@ -1,0 +1,385 @@
+package process
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+)
+
+// endTimeout is what a translator gets to end in order before it is killed.
+const endTimeout = 2 * time.Second
+
+// commandNamespaces are those a command gets, beside a user namespace.
+const commandNamespaces = unix.CLONE_NEWNET | unix.CLONE_NEWPID | unix.CLONE_NEWNS |
+	unix.CLONE_NEWUTS | unix.CLONE_NEWIPC
+
+// Launch starts what spec asks for and stays as long as the form demands. It returns the
+// exit status for the process, and with a failure the message for the user. When it
+// returns, nothing it started runs any more but a background translator or, where this
+// process is told to end or its translator failed, the command.
+func Launch(start *Start, spec Spec, log *zap.Logger) (int, error) {
+	l := &launcher{spec: spec, log: log, start: start, signals: make(chan os.Signal, 1)}
+	signal.Notify(l.signals, unix.SIGTERM, unix.SIGQUIT)
+	defer signal.Stop(l.signals)
+	signal.Ignore(unix.SIGPIPE)
+	defer l.close()
+
+	err := l.begin()
+	if err != nil {
+		l.abandon()
+		return 1, err
+	}
+	return l.supervise()
+}
+
+// launcher is the state of one Launch, used by its goroutine only.
+type launcher struct {
+	spec    Spec
+	log     *zap.Logger
+	start   *Start
+	signals chan os.Signal
+
+	user    User
+	change  bool // user is not who we are
+	pidFile *os.File
+	files   []*os.File // to be closed at the end
+
+	translator *child
+	holder     *child // nil unless there is a command
+}
+
+// child is a process we started and must wait for.
+type child struct {
+	process *os.Process
+	link    *os.File      // our end
+	done    chan struct{} // closed when it has ended, after state is set
+	state   *os.ProcessState
+	err     error
+}
+
+func newChild(p *os.Process, link *os.File) *child {
+	c := &child{process: p, link: link, done: make(chan struct{})}
+	go func() {
+		defer close(c.done)
+		c.state, c.err = p.Wait()
+	}()
+	return c
+}
+
+// status is the exit status of an ended child, as a shell has it.
+func (c *child) status() int {
+	if c.err != nil {
+		return 1
+	}
+	ws, ok := c.state.Sys().(syscall.WaitStatus)
+	if ok && ws.Signaled() {
+		return 128 + int(ws.Signal())
+	}
+	return c.state.ExitCode()
+}
+
+// kill ends a child at once and waits for it.
+func (c *child) kill() {
+	if c == nil {
+		return
+	}
+	c.process.Kill() // fails only if it has ended
+	<-c.done
+}
+
+// end ends a child in order, but soon.
+func (c *child) end() {
+	c.process.Signal(unix.SIGTERM) // fails only if it has ended
+	late := time.NewTimer(endTimeout)
+	defer late.Stop()
+	select {
+	case <-c.done:
+	case <-late.C:
+		c.kill()
+	}
+}
+
+func (l *launcher) abandon() {
+	l.holder.kill()
+	l.translator.kill()
+}
+
+func (l *launcher) close() {
+	closeAll(l.files)
+}
+
+// keep has f closed when the launcher returns.
+func (l *launcher) keep(f *os.File) *os.File {
+	l.files = append(l.files, f)
+	return f
+}
+
+// begin does everything up to the point where the others work and we wait.
+func (l *launcher) begin() error {
+	l.user, l.change = selectUser(l.spec.RunAs, l.log)
+	if l.spec.PIDFile != "" {
+		f, err := openFile(l.spec.PIDFile, unix.O_CREAT|unix.O_TRUNC|unix.O_WRONLY, 0o600)
+		if err != nil {
+			return failf("Couldn't open PID file %s: %s", l.spec.PIDFile, reason(err))
+		}
+		l.pidFile = l.keep(f)
+	}
+	if l.spec.runsCommand() {
+		return l.beginCommand()
+	}
+	return l.beginAttached()
+}
+
+// beginCommand creates the command's namespaces, then the translator that joins them.
+func (l *launcher) beginCommand() error {
+	if l.change && !l.spec.KeepUserNS {
+		// From here on all is as if that user had started us.
+		if err := become(l.user); err != nil {
+			return err
+		}
+		l.change = false
+	}
+	userNS, err := l.openUserNS(l.spec.UserNS)
+	if err != nil {
+		return err
+	}
+	if err := l.startHolder(userNS); err != nil {
+		return err
+	}
+	pid := l.holder.process.Pid
+	if l.spec.createsUserNS() {
+		if userNS, err = l.openUserNS(fmt.Sprintf("/proc/%d/ns/user", pid)); err != nil {
+			return err
+		}
+	}
+	netNS, err := l.openNetNS(fmt.Sprintf("/proc/%d/ns/net", pid))
+	if err != nil {
+		return err
+	}
+	return l.startTranslator(userNS, netNS)
+}
+
+// beginAttached opens the target's namespaces, and starts the translator that joins them.
+func (l *launcher) beginAttached() error {
+	var files []*os.File
+	var unwatched error // told after what is wrong with the namespaces themselves
+	if !l.spec.StayWithoutNetNS {
+		files, unwatched = openWatch(l.spec.NetNS)
+		l.files = append(l.files, files...)
+	}
+	userNS, err := l.openUserNS(l.spec.UserNS)
+	if err != nil {
+		return err
+	}
+	netNS, err := l.openNetNS(l.spec.NetNS)
+	switch {
+	case err == nil:
+		files = append(files, netNS)
+	case userNS != nil && (errors.Is(err, unix.EACCES) || errors.Is(err, unix.EPERM)):
+		// The translator may have the right to, once inside.
+	default:
+		return err
+	}
+	if unwatched != nil {
+		return unwatched
+	}
+	if err := l.startTranslator(userNS, files...); err != nil {
+		return err
+	}
+	if l.change {
+		return become(l.user)
+	}
+	return nil
+}
+
+// openUserNS opens the user namespace to join. It returns nil for no path and for our
+// own namespace, which cannot be joined.
+func (l *launcher) openUserNS(path string) (*os.File, error) {
+	if path == "" {
+		return nil, nil
+	}
+	f, err := openFile(path, unix.O_RDONLY, 0)
+	if err != nil {
+		return nil, failf("Couldn't open user namespace %s: %s", path, reason(err))
+	}
+	l.keep(f)
+	var own, other unix.Stat_t
+	if unix.Stat("/proc/self/ns/user", &own) == nil && unix.Fstat(int(f.Fd()), &other) == nil &&
+		own.Dev == other.Dev && own.Ino == other.Ino {
+		return nil, nil
+	}
+	return f, nil
+}
+
+func (l *launcher) openNetNS(path string) (*os.File, error) {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &openError{path, err}
+	}
+	return l.keep(os.NewFile(uintptr(fd), fdNetNS)), nil
+}
+
+// openError tells that a network namespace cannot be opened.
+type openError struct {
+	path string
+	err  error
+}
+
+func (e *openError) Error() string {
+	return fmt.Sprintf("Couldn't open network namespace %s: %s", e.path, reason(e.err))
+}
+
+func (e *openError) Unwrap() error { return e.err }
+
+// newLink makes the socket to a child and says hello on it.
+func (l *launcher) newLink(role Role, files ...*os.File) (ours, theirs *os.File, err error) {
+	ours, theirs, err = newLink()
+	if err != nil {
+		return nil, nil, err
+	}
+	l.keep(ours)
+	h := hello{Role: role, Origin: l.start.hello.Origin, User: l.user, BeUser: l.change}
+	if err := sendHello(ours, h, files...); err != nil {
+		theirs.Close()
+		return nil, nil, err
+	}
+	return ours, theirs, nil
+}
+
+// startHolder creates the command's namespaces and their first process, inside userNS or,
+// if that is nil, inside a user namespace created with them unless spec has it otherwise.
+func (l *launcher) startHolder(userNS *os.File) error {
+	ours, theirs, err := l.newLink(Holder)
+	if err != nil {
+		return err
+	}
+	defer theirs.Close()
+	var p *os.Process
+	if userNS != nil {
+		p, err = (&clone{link: theirs, userNS: userNS, flags: commandNamespaces}).start()
+	} else {
+		p, err = createHolder(theirs, l.spec.createsUserNS())
+	}
+	if err != nil {
+		return err
+	}
+	l.holder = newChild(p, ours)
+	return nil
+}
+
+// createHolder starts the holder as the first process of new namespaces. With a user
+// namespace, it is root there, and our user outside.
+func createHolder(link *os.File, withUserNS bool) (*os.Process, error) {
+	attr := &syscall.SysProcAttr{Cloneflags: commandNamespaces}
+	what := "Couldn't create namespaces: %s"
+	if withUserNS {
+		attr.Cloneflags |= unix.CLONE_NEWUSER
+		attr.UidMappings = []syscall.SysProcIDMap{{HostID: os.Geteuid(), Size: 1}}
+		attr.GidMappings = []syscall.SysProcIDMap{{HostID: os.Getegid(), Size: 1}}
+		what = "Couldn't create user namespace: %s"
+	}
+	p, err := os.StartProcess(selfPath, os.Args, &os.ProcAttr{
+		Env:   stageEnviron(),
+		Files: []*os.File{os.Stdin, os.Stdout, os.Stderr, link},
+		Sys:   attr,
+	})
+	if err != nil {
+		return nil, failf(what, reason(err))
+	}
+	return p, nil
+}
+
+// startTranslator starts the translator inside userNS, nil for our own, and passes files
+// on to it.
+func (l *launcher) startTranslator(userNS *os.File, files ...*os.File) error {
+	ours, theirs, err := l.newLink(Translator, files...)
+	if err != nil {
+		return err
+	}
+	defer theirs.Close()
+	c := &clone{link: theirs, userNS: userNS}
+	if l.change {
+		c.user = &l.user
+	}
+	p, err := c.start()
+	if err != nil {
+		return err
+	}
+	l.translator = newChild(p, ours)
+	return nil
+}
+
+// supervise waits for readiness, and for whatever ends the launcher.
+func (l *launcher) supervise() (int, error) {
+	answers := make(chan answer, 1)
+	go func() { answers <- receiveAnswer(int(l.translator.link.Fd())) }()
+
+	var commandDone <-chan struct{}
+	if l.holder != nil {
+		commandDone = l.holder.done
+	}
+	released := false
+	for {
+		select {
+		case a := <-answers:
+			if err := l.answered(a); err != nil {
+				l.abandon()
+				return 1, err
+			}
+			if !l.spec.stays() {
+				return 0, nil
+			}
+			released, answers = true, nil
+		case <-l.signals:
+			l.translator.end()
+			if !released {
+				l.holder.kill()
+			}
+			return 0, nil
+		case <-commandDone:
+			l.translator.end()
+			return l.holder.status(), nil
+		case <-l.done(released):
+			return l.translator.status(), nil
+		}
+	}
+}
+
+// done reports the translator's end once it has answered: before, its answer tells more.
+func (l *launcher) done(answered bool) <-chan struct{} {
+	if !answered {
+		return nil
+	}
+	return l.translator.done
+}
+
+// answered acts on the translator's answer. Everything it does is done before anybody
+// can see that the namespace is connected.
+func (l *launcher) answered(a answer) error {
+	if !a.ready {
+		if a.fail != "" {
+			return failure(a.fail)
+		}
+		<-l.translator.done
+		return failf("Translator ended before it was ready, with status %d", l.translator.status())
+	}
+	if l.pidFile != nil {
+		pid := l.translator.process.Pid
+		if l.spec.runsCommand() {
+			pid = os.Getpid()
+		}
+		if _, err := fmt.Fprintln(l.pidFile, pid); err != nil {
+			return failf("Couldn't write PID file %s: %s", l.spec.PIDFile, reason(err))
+		}
+	}
+	if l.holder != nil {
+		send(int(l.holder.link.Fd()), release) // fails only if it has ended
+	}
+	return nil
+}

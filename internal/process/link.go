@@ -1,0 +1,231 @@
+package process
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// StageVariable is set in the environment of the processes a launcher starts, and taken
+// out of it before anything else happens. No command ever sees it.
+const StageVariable = "FUSILLI_STAGE"
+
+const (
+	// linkFD is the launcher's socket in the processes it starts.
+	linkFD = 3
+
+	maxHello  = 4 << 10
+	maxAnswer = 16 << 10
+	maxFDs    = 8
+)
+
+// Role tells a process which part it has.
+type Role string
+
+const (
+	Launcher   Role = "launcher"   // started by the user
+	Holder     Role = "holder"     // becomes the command
+	Translator Role = "translator" // connects the namespace
+)
+
+// hello is the first message a launcher sends to a process it starts. Descriptors travel
+// beside it, in the order of FDs.
+type hello struct {
+	Role   Role
+	Origin int64 // start of the launcher, CLOCK_MONOTONIC, ns
+	User   User  // whom the command runs as, if BeUser
+	BeUser bool
+	FDs    []string
+}
+
+// Names of descriptors in hello.FDs.
+const (
+	fdNetNS   = "netns"   // the target network namespace
+	fdProcess = "process" // pidfd of the target process
+	fdInotify = "inotify" // reports deletions in the directory of the target's path
+	fdDir     = "dir"     // that directory, to look into where inotify does not work
+)
+
+// Answers to the launcher. A failure's text follows answerFail.
+const (
+	answerReady = "ready"
+	answerFail  = "fail "
+)
+
+// release is what the launcher sends to a holder when its command may run.
+const release = "run"
+
+// newLink returns the two ends of a socket that keeps messages apart, both close-on-exec.
+func newLink() (ours, theirs *os.File, err error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, fmt.Errorf("create socket pair: %w", err)
+	}
+	return os.NewFile(uintptr(fds[0]), "link"), os.NewFile(uintptr(fds[1]), "link"), nil
+}
+
+// aboveLink returns a copy of fd that dup3(2) to linkFD does not overwrite.
+func aboveLink(f *os.File) (*os.File, error) {
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, linkFD+1)
+	if err != nil {
+		return nil, fmt.Errorf("duplicate %s: %w", f.Name(), err)
+	}
+	return os.NewFile(uintptr(fd), f.Name()), nil
+}
+
+// sendHello sends h and files under their names.
+func sendHello(link *os.File, h hello, files ...*os.File) error {
+	for _, f := range files {
+		h.FDs = append(h.FDs, f.Name())
+	}
+	text, err := json.Marshal(h)
+	if err != nil {
+		return err
+	}
+	var rights []byte
+	if len(files) > 0 {
+		fds := make([]int, len(files))
+		for i, f := range files {
+			fds[i] = int(f.Fd())
+		}
+		rights = unix.UnixRights(fds...)
+	}
+	if err := unix.Sendmsg(int(link.Fd()), text, rights, nil, unix.MSG_NOSIGNAL); err != nil {
+		return fmt.Errorf("send to the new process: %w", err)
+	}
+	return nil
+}
+
+// receiveHello takes the first message and the descriptors that came with it, by name.
+func receiveHello(link int) (hello, map[string]int, error) {
+	var h hello
+	text := make([]byte, maxHello)
+	oob := make([]byte, unix.CmsgSpace(4*maxFDs))
+	n, oobn, err := recvmsg(link, text, oob)
+	if err != nil {
+		return h, nil, err
+	}
+	fds, err := rights(oob[:oobn])
+	if err != nil {
+		return h, nil, err
+	}
+	d := json.NewDecoder(bytes.NewReader(text[:n]))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&h); err != nil {
+		return h, nil, err
+	}
+	if len(h.FDs) != len(fds) {
+		return h, nil, fmt.Errorf("%d descriptors for %d names", len(fds), len(h.FDs))
+	}
+	files := make(map[string]int)
+	for i, name := range h.FDs {
+		files[name] = fds[i]
+	}
+	return h, files, nil
+}
+
+func rights(oob []byte) ([]int, error) {
+	messages, err := unix.ParseSocketControlMessage(oob)
+	if err != nil || len(messages) == 0 {
+		return nil, err
+	}
+	return unix.ParseUnixRights(&messages[0])
+}
+
+// receive waits for one short message. It returns io.EOF when the other end is gone.
+func receive(link int) (string, error) {
+	text := make([]byte, maxAnswer)
+	n, _, err := recvmsg(link, text, nil)
+	return string(text[:max(n, 0)]), err
+}
+
+func recvmsg(fd int, text, oob []byte) (n, oobn int, err error) {
+	for {
+		n, oobn, _, _, err = unix.Recvmsg(fd, text, oob, unix.MSG_CMSG_CLOEXEC)
+		switch {
+		case errors.Is(err, unix.EINTR):
+			continue
+		case errors.Is(err, unix.ECONNRESET), err == nil && n == 0:
+			return 0, 0, io.EOF
+		}
+		return n, oobn, err
+	}
+}
+
+// send sends one short message, cut where it is too long.
+func send(link int, text string) error {
+	text = text[:min(len(text), maxAnswer)]
+	return unix.Sendmsg(link, []byte(text), nil, nil, unix.MSG_NOSIGNAL)
+}
+
+// answer is what a translator told its launcher.
+type answer struct {
+	ready bool
+	fail  string // why not; empty if it ended without a word
+}
+
+func receiveAnswer(link int) answer {
+	text, err := receive(link)
+	if err != nil {
+		return answer{}
+	}
+	if why, failed := strings.CutPrefix(text, answerFail); failed {
+		return answer{fail: why}
+	}
+	return answer{ready: text == answerReady}
+}
+
+// monotonic is the current CLOCK_MONOTONIC reading, which all processes of a machine
+// share.
+func monotonic() int64 {
+	var t unix.Timespec
+	if unix.ClockGettime(unix.CLOCK_MONOTONIC, &t) != nil {
+		return 0
+	}
+	return t.Nano()
+}
+
+// Start is what a process learns about itself before it does anything.
+type Start struct {
+	// Role is the part to play.
+	Role Role
+
+	// Origin is when the user's program started.
+	Origin time.Time
+
+	hello hello
+	files map[string]int // descriptors by the names of hello.FDs
+}
+
+// Begin finds out which part this process has, and takes the trace of it out of the
+// environment. It is to be called once, before descriptors are closed or opened.
+func Begin() (*Start, error) {
+	if _, staged := os.LookupEnv(StageVariable); !staged {
+		return &Start{
+			Role:   Launcher,
+			Origin: time.Now(),
+			hello:  hello{Origin: monotonic()},
+		}, nil
+	}
+	if err := os.Unsetenv(StageVariable); err != nil {
+		return nil, err
+	}
+	unix.CloseOnExec(linkFD)
+	h, files, err := receiveHello(linkFD)
+	if err != nil {
+		return nil, fmt.Errorf("%s is set, but there is no launcher: %w", StageVariable, err)
+	}
+	return &Start{
+		Role:   h.Role,
+		Origin: time.Now().Add(time.Duration(h.Origin - monotonic())),
+		hello:  h,
+		files:  files,
+	}, nil
+}

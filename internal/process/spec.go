@@ -1,0 +1,90 @@
+package process
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// Spec says which namespace to connect and how to stay. The zero value runs the user's
+// shell in fresh namespaces, a user namespace among them.
+type Spec struct {
+	// NetNS is the path of the network namespace to attach to. If it is "", Command
+	// runs in fresh namespaces.
+	NetNS string
+
+	// UserNS is the path of the user namespace to join, or "". Fresh namespaces are
+	// made inside it.
+	UserNS string
+
+	// KeepUserNS makes Command run in our own user namespace.
+	KeepUserNS bool
+
+	// Command is the command and its arguments; empty means the user's shell, as a
+	// login shell.
+	Command []string
+
+	// HostName is the host name inside fresh namespaces; "" means one made from the
+	// current name.
+	HostName string
+
+	// Foreground keeps the launcher until the translator ends. The command form does
+	// so in any case.
+	Foreground bool
+
+	// Debug keeps the translator's messages on standard error while a command runs.
+	Debug bool
+
+	// StayWithoutNetNS keeps the translator when NetNS goes away.
+	StayWithoutNetNS bool
+
+	// PIDFile is the path of the PID file, or "".
+	PIDFile string
+
+	// RunAs is the user to become, or nil for the default: nobody when started by the
+	// real root, no change otherwise.
+	RunAs *User
+}
+
+// runsCommand reports whether s is the command form.
+func (s *Spec) runsCommand() bool { return s.NetNS == "" }
+
+// stays reports whether the launcher outlives readiness.
+func (s *Spec) stays() bool { return s.Foreground || s.runsCommand() }
+
+// createsUserNS reports whether the command gets a user namespace of its own.
+func (s *Spec) createsUserNS() bool {
+	return s.runsCommand() && s.UserNS == "" && !s.KeepUserNS
+}
+
+// failure is an error whose text is the whole message to the user, kept to the letter of
+// what other implementations print.
+type failure string
+
+func (f failure) Error() string { return string(f) }
+
+func failf(format string, args ...any) error { return failure(fmt.Sprintf(format, args...)) }
+
+// reason is err as the C library words it: users and programs know these texts.
+func reason(err error) string {
+	var errno syscall.Errno
+	if !errors.As(err, &errno) {
+		return err.Error()
+	}
+	text := errno.Error()
+	return strings.ToUpper(text[:1]) + text[1:]
+}
+
+// openFile opens path for the launcher, close-on-exec.
+func openFile(path string, flags int, perm fs.FileMode) (*os.File, error) {
+	fd, err := unix.Open(path, flags|unix.O_CLOEXEC, uint32(perm))
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), path), nil
+}

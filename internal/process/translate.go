@@ -1,0 +1,186 @@
+package process
+
+import (
+	"context"
+	"errors"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"sync"
+
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+
+	"fusilli/internal/logging"
+)
+
+// Env is where a translator finds itself: in the host's network namespace, with a thread
+// in the target's.
+type Env struct {
+	// NetNS is a thread in the target's network namespace. It belongs to Translate,
+	// which closes it when its function has returned.
+	NetNS *Thread
+
+	spec  Spec
+	log   *logging.Logger
+	ready bool
+}
+
+// Reasons for the end of a translator's context (context.Cause). None is an error.
+var (
+	errSignal   = errors.New("told to end by a signal")
+	errGone     = errors.New("the namespace is gone")
+	errLauncher = errors.New("the launcher is gone")
+)
+
+// Translate prepares a translator, runs run, and returns the process's exit status. The
+// context ends when the process is told to end or has no reason to go on: run then
+// returns nil. An error of run is the launcher's message and exit status 1 if run has not
+// called Ready, and logged afterwards.
+func Translate(start *Start, spec Spec, log *logging.Logger, run func(context.Context, *Env) error) int {
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, unix.SIGTERM, unix.SIGQUIT)
+	defer signal.Stop(signals)
+	signal.Ignore(unix.SIGPIPE)
+	showName()
+
+	env := &Env{spec: spec, log: log}
+	ctx, cancel := context.WithCancelCause(context.Background())
+	defer cancel(nil)
+	err := env.enter(start)
+	if err == nil {
+		var wg sync.WaitGroup
+		env.watch(ctx, cancel, &wg, start, signals)
+		err = run(ctx, env)
+		cancel(context.Canceled)
+		env.NetNS.Close()
+		wg.Wait()
+	}
+	switch {
+	case !env.ready:
+		if err == nil {
+			err = context.Cause(ctx)
+		}
+		send(linkFD, answerFail+err.Error()) // if the launcher is gone, nobody wants to know
+		return 1
+	case err != nil:
+		log.Error(err.Error())
+		return 1
+	}
+	return 0
+}
+
+// showName gives the process the name it was called by. The one the kernel made up from
+// selfPath tells users nothing, and they look for processes by name.
+func showName() {
+	name := filepath.Base(os.Args[0])
+	os.WriteFile("/proc/self/comm", []byte(name), 0) // a name is not worth failing for
+}
+
+// enter starts the thread in the target's network namespace.
+func (e *Env) enter(start *Start) error {
+	fd, passed := start.files[fdNetNS]
+	if !passed {
+		var err error
+		if fd, err = unix.Open(e.spec.NetNS, unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
+			return &openError{e.spec.NetNS, err}
+		}
+	}
+	defer unix.Close(fd)
+	thread, err := StartThread(fd)
+	if err != nil {
+		return failf("Couldn't switch to pasta namespaces: %s", reason(err))
+	}
+	e.NetNS = thread
+	return nil
+}
+
+// watch starts what ends the context; all of it ends with the context.
+func (e *Env) watch(ctx context.Context, cancel context.CancelCauseFunc, wg *sync.WaitGroup, start *Start, signals <-chan os.Signal) {
+	wg.Go(func() {
+		select {
+		case <-signals:
+			cancel(errSignal)
+		case <-ctx.Done():
+		}
+	})
+	if e.spec.stays() {
+		// Nothing more is sent to us, so there is only its end to read.
+		wg.Go(func() {
+			if awaitEnd(ctx, linkFD) {
+				cancel(errLauncher)
+			}
+		})
+	}
+	for _, kind := range []string{fdProcess, fdInotify, fdDir} {
+		fd, ok := start.files[kind]
+		if !ok {
+			continue
+		}
+		wg.Go(func() {
+			if awaitGone(ctx, kind, fd, e.spec.NetNS) {
+				e.log.Info("Namespace " + e.spec.NetNS + " is gone, exiting")
+				cancel(errGone)
+			}
+		})
+	}
+}
+
+// awaitEnd waits until the other end of a socket is closed, and reports whether that was
+// the reason to return.
+func awaitEnd(ctx context.Context, fd int) bool {
+	own, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, linkFD+1)
+	if err != nil {
+		return true
+	}
+	if err := unix.SetNonblock(own, true); err != nil {
+		unix.Close(own)
+		return true
+	}
+	f := os.NewFile(uintptr(own), "link")
+	defer f.Close()
+	return awaitReadable(ctx, f) == nil
+}
+
+// Ready tells the launcher that the namespace is connected. In background it first lets
+// go of the caller's session, streams and directory; while a command runs, of the
+// streams. It is to be called once, by the goroutine that runs the translator, and
+// fails only if there is no launcher any more.
+func (e *Env) Ready() error {
+	if err := e.detach(); err != nil {
+		return err
+	}
+	if err := send(linkFD, answerReady); err != nil {
+		return errLauncher
+	}
+	e.ready = true
+	if !e.spec.stays() {
+		return unix.Close(linkFD)
+	}
+	return nil
+}
+
+func (e *Env) detach() error {
+	streams := []int{unix.Stdin, unix.Stdout, unix.Stderr}
+	switch {
+	case !e.spec.stays():
+		if _, err := unix.Setsid(); err != nil {
+			return err
+		}
+		if err := os.Chdir("/"); err != nil {
+			e.log.Debug("Can't leave the working directory", zap.Error(err))
+		}
+		e.quieten()
+	case e.spec.runsCommand() && !e.spec.Debug:
+		e.quieten()
+	default:
+		streams = streams[:2]
+	}
+	return detachStreams(streams...)
+}
+
+// quieten shows what is queued, and nothing more.
+func (e *Env) quieten() {
+	e.log.Sync()
+	e.log.Mute()
+}

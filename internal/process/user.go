@@ -1,0 +1,62 @@
+package process
+
+import (
+	"errors"
+	"os"
+	"strings"
+	"syscall"
+
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+)
+
+// User is a numeric user and group, as seen in the namespace of the launcher.
+type User struct {
+	UID, GID int
+}
+
+// nobody is whom the real root becomes.
+var nobody = User{UID: 65534, GID: 65534}
+
+// identityMap is /proc/self/uid_map of the initial user namespace.
+const identityMap = "0 0 4294967295"
+
+// selectUser returns whom to run as, and whether that is a change.
+func selectUser(runAs *User, log *zap.Logger) (User, bool) {
+	self := User{UID: os.Geteuid(), GID: os.Getegid()}
+	switch {
+	case runAs != nil:
+		return *runAs, *runAs != self
+	case self.UID != 0 || !inInitialUserNS():
+		return self, false
+	}
+	log.Warn("Started as root, will change to nobody.")
+	return nobody, true
+}
+
+// inInitialUserNS tells by the identity map; a namespace with that very map has the same
+// rights over users, so that nothing is lost by taking it for the initial one.
+func inInitialUserNS() bool {
+	text, err := os.ReadFile("/proc/self/uid_map")
+	return err == nil && strings.Join(strings.Fields(string(text)), " ") == identityMap
+}
+
+// become switches the whole process to u for good, and gives up all other groups.
+func become(u User) error {
+	if err := syscall.Setgroups(nil); err != nil && !errors.Is(err, unix.EPERM) {
+		return failf("Can't drop groups: %s", reason(err))
+	}
+	if err := syscall.Setresgid(u.GID, u.GID, u.GID); err != nil {
+		return failf("Can't set GID to %d", u.GID)
+	}
+	if err := syscall.Setresuid(u.UID, u.UID, u.UID); err != nil {
+		return failf("Can't set UID to %d", u.UID)
+	}
+	// A process that changed its user does not own its files in /proc any more, and
+	// children that have not executed a program yet inherit that: their id maps could
+	// not be written.
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 1, 0, 0, 0); err != nil {
+		return failf("Can't own /proc/self after the change of user: %s", reason(err))
+	}
+	return nil
+}

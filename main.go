@@ -1,0 +1,183 @@
+// Pasta and passt connect a network namespace or a virtual machine to the host's network
+// without privileges. This one program acts as either, by the name it is called by.
+//
+// This package reads the command line, starts the parts and waits for them. Everything
+// that could be of use elsewhere is in the other packages.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/user"
+	"strconv"
+
+	"go.uber.org/zap/zapcore"
+
+	"fusilli/config"
+	"fusilli/internal/logging"
+	"fusilli/internal/process"
+)
+
+// version is set by the build (-ldflags -X).
+var version = "devel"
+
+func main() { os.Exit(run()) }
+
+// run plays the part this process was started for and returns its exit status.
+func run() int {
+	start, err := process.Begin()
+	if err != nil {
+		return fail(err)
+	}
+	cfg, err := config.Parse(os.Args)
+	if err != nil {
+		return refuse(err)
+	}
+	log := logging.New(os.Stderr, logging.Options{Level: level(cfg.Log.Level), Origin: start.Origin})
+	defer log.Close()
+	spec := spec(cfg)
+
+	switch start.Role {
+	case process.Translator:
+		return process.Translate(start, spec, log, func(ctx context.Context, env *process.Env) error {
+			return translate(ctx, cfg, env, log.Logger)
+		})
+	case process.Holder:
+		if err := process.Hold(start, spec, log.Logger); err != nil {
+			log.Error(err.Error())
+		}
+		return 1
+	}
+	return launch(start, cfg, spec, log)
+}
+
+// launch is the part of the process the user started.
+func launch(start *process.Start, cfg *config.Config, spec process.Spec, log *logging.Logger) int {
+	warn(cfg.Warnings)
+	switch {
+	case cfg.Action == config.PrintHelp:
+		return printed(config.Help(os.Stdout, cfg.Mode, os.Args[0]))
+	case cfg.Action == config.PrintVersion:
+		return printed(config.Version(os.Stdout, cfg.Mode, version))
+	case cfg.Mode != config.Pasta || cfg.Action != config.Run:
+		return fail(errors.New(`Only "pasta" is built in this version`))
+	}
+	if err := process.CloseStray(); err != nil {
+		return fail(fmt.Errorf("Failed to close files leaked by parent: %w", err))
+	}
+	if cfg.RunAs != nil {
+		u, err := lookUp(cfg.RunAs)
+		if err != nil {
+			return fail(fmt.Errorf("Invalid --runas option: %s", cfg.RunAs.Text))
+		}
+		spec.RunAs = u
+	}
+	status, err := process.Launch(start, spec, log.Logger)
+	if err != nil {
+		log.Error(err.Error())
+	}
+	return status
+}
+
+// spec is what the process model needs to know of a configuration.
+func spec(cfg *config.Config) process.Spec {
+	t := cfg.Target
+	s := process.Spec{
+		Command:          t.Args,
+		KeepUserNS:       t.UserNS == config.KeepUserNS,
+		HostName:         cfg.Hostname,
+		Foreground:       cfg.Foreground,
+		Debug:            cfg.Log.Level >= config.LevelDebug,
+		StayWithoutNetNS: t.NoQuit,
+		PIDFile:          cfg.PIDFile,
+	}
+	if t.UserNS == config.JoinUserNS {
+		s.UserNS = t.UserNSPath
+	}
+	if !cfg.Commanded() {
+		s.NetNS = t.NetNSPath
+	}
+	return s
+}
+
+// lookUp finds the numbers of a user and group. Root by name is refused: whoever wants
+// that says 0.
+func lookUp(r *config.RunAs) (*process.User, error) {
+	u := &process.User{UID: int(r.User.ID), GID: int(r.User.ID)}
+	if r.User.Name != "" {
+		account, err := user.Lookup(r.User.Name)
+		if err != nil {
+			return nil, err
+		}
+		if u.UID, err = strconv.Atoi(account.Uid); err != nil {
+			return nil, err
+		}
+		if u.UID == 0 {
+			return nil, fmt.Errorf("%s is root", r.User.Name)
+		}
+		if u.GID, err = strconv.Atoi(account.Gid); err != nil {
+			return nil, err
+		}
+	}
+	if g := r.Group; g != nil {
+		u.GID = int(g.ID)
+		if g.Name != "" {
+			group, err := user.LookupGroup(g.Name)
+			if err != nil {
+				return nil, err
+			}
+			if u.GID, err = strconv.Atoi(group.Gid); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return u, nil
+}
+
+func level(l config.Level) zapcore.Level {
+	switch l {
+	case config.LevelWarning:
+		return zapcore.WarnLevel
+	case config.LevelDebug:
+		return zapcore.DebugLevel
+	case config.LevelTrace:
+		return logging.TraceLevel
+	}
+	return zapcore.InfoLevel
+}
+
+// refuse says what is wrong with a command line.
+func refuse(err error) int {
+	var usage *config.UsageError
+	if errors.As(err, &usage) {
+		warn(usage.Warnings)
+		fail(err)
+		config.Help(os.Stderr, usage.Mode, os.Args[0]) // nowhere else to report to
+		return 1
+	}
+	var plain *config.Error
+	if errors.As(err, &plain) {
+		warn(plain.Warnings)
+	}
+	return fail(err)
+}
+
+func warn(lines []string) {
+	for _, line := range lines {
+		fmt.Fprintln(os.Stderr, line)
+	}
+}
+
+func fail(err error) int {
+	fmt.Fprintln(os.Stderr, err)
+	return 1
+}
+
+func printed(err error) int {
+	if err != nil {
+		return fail(fmt.Errorf("standard output: %w", err))
+	}
+	return 0
+}
