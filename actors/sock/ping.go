@@ -1,0 +1,33 @@
+package sock
+
+import (
+	"net/netip"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// Ping returns a ping socket (icmp(7)) connected to addr. It sends echo requests without their IP
+// header, with an identifier and a checksum put in by the kernel, and receives the replies to that
+// identifier. Errors are those of socket(2) and connect(2): EACCES means that the caller's groups
+// are not in net.ipv4.ping_group_range.
+func (h *Host) Ping(addr netip.Addr) (int, error) {
+	v4 := addr.Is4()
+	proto := unix.IPPROTO_ICMP
+	if !v4 {
+		proto = unix.IPPROTO_ICMPV6
+	}
+	fd, err := unix.Socket(family(v4), unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, proto)
+	if err != nil {
+		return -1, os.NewSyscallError("socket", err)
+	}
+	if out := h.out(v4); out.IsValid() {
+		// Without it the request would still leave, from another address.
+		unix.Bind(fd, h.Sockaddr(netip.AddrPortFrom(out, 0)))
+	}
+	if err := unix.Connect(fd, h.Sockaddr(netip.AddrPortFrom(addr, 0))); err != nil {
+		unix.Close(fd)
+		return -1, os.NewSyscallError("connect", err)
+	}
+	return fd, nil
+}

@@ -1,0 +1,66 @@
+package sock
+
+import (
+	"net/netip"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// UDP returns a UDP socket connected to addr and bound to port, the guest's own source port.
+//
+// A port that the host does not let us have (in use without SO_REUSEADDR, or privileged) is
+// replaced by one of the kernel's choice: the flow works then, and only a peer that insists on the
+// port number notices.
+//
+// The socket queues ICMP errors (IP_RECVERR, ip(7)) and takes rows of datagrams in one piece
+// (UDP_GRO, udp(7), Linux 5.0) where the kernel can. Between bind and connect it may receive
+// datagrams of others: those are the first in its queue. Errors are those of socket(2), bind(2) and
+// connect(2); a broadcast address is refused (EACCES).
+func (h *Host) UDP(port uint16, addr netip.AddrPort) (int, error) {
+	v4 := addr.Addr().Is4()
+	fd, err := unix.Socket(family(v4), unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return -1, os.NewSyscallError("socket", err)
+	}
+	if err := h.udp(fd, v4, port, addr); err != nil {
+		unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
+}
+
+func (h *Host) udp(fd int, v4 bool, port uint16, addr netip.AddrPort) error {
+	// Several flows share a local port, one for each peer.
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
+		return os.NewSyscallError("setsockopt SO_REUSEADDR", err)
+	}
+	level, opt := unix.SOL_IP, unix.IP_RECVERR
+	if !v4 {
+		level, opt = unix.SOL_IPV6, unix.IPV6_RECVERR
+	}
+	if err := unix.SetsockoptInt(fd, level, opt, 1); err != nil {
+		return os.NewSyscallError("setsockopt IP_RECVERR", err)
+	}
+	unix.SetsockoptInt(fd, unix.SOL_UDP, unix.UDP_GRO, 1) // without it datagrams come one by one
+
+	src := h.out(v4)
+	bound := src.IsValid()
+	if !bound {
+		src = netip.IPv4Unspecified()
+		if !v4 {
+			src = netip.IPv6Unspecified()
+		}
+	}
+	err := unix.Bind(fd, h.Sockaddr(netip.AddrPortFrom(src, port)))
+	if err == unix.EADDRINUSE || err == unix.EACCES {
+		err = nil
+		if bound {
+			err = unix.Bind(fd, h.Sockaddr(netip.AddrPortFrom(src, 0)))
+		}
+	}
+	if err != nil {
+		return os.NewSyscallError("bind", err)
+	}
+	return os.NewSyscallError("connect", unix.Connect(fd, h.Sockaddr(addr)))
+}

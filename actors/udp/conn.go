@@ -1,0 +1,135 @@
+package udp
+
+import (
+	"net/netip"
+
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+
+	"fusilli/actors/flow"
+	"fusilli/tapio/frame"
+)
+
+const (
+	// defaultTTL is what the kernel puts into packets unless told otherwise (ip(7), ip_default_ttl).
+	defaultTTL = 64
+	// bulkBuffer is what the socket's buffers are set to when one of them was full. The kernel takes
+	// no more than net.core.rmem_max and wmem_max.
+	bulkBuffer = 4 << 20
+)
+
+// Dialer makes the sockets of flows.
+type Dialer interface {
+	// UDP returns a non-blocking datagram socket connected to addr and, if possible, bound to port.
+	UDP(port uint16, addr netip.AddrPort) (fd int, err error)
+}
+
+// conn is one flow. Serve's goroutine is the only one that touches it.
+type conn struct {
+	env  *flow.Env
+	port *flow.Port
+	host netip.AddrPort // whom the socket is connected to
+	fd   int
+
+	fresh     bool // what is in the socket's queue may be from before it was connected
+	failed    bool // the socket cannot go on
+	sendError bool // a call has taken an error off the socket: its error queue is to be read
+	bigSend   bool // the send buffer was enlarged
+	bigRecv   bool // the receive buffer was enlarged
+	ttl       uint8
+
+	segLimit int // datagrams of this size and above are not sent in rows
+	guess    int // size of the datagrams that came last from the host, if they came in a row
+
+	lastAt               flow.Time // last datagram in either direction
+	guestBatch, hostSeen uint8     // batches of datagrams from either side, up to 2
+
+	hdr header
+}
+
+// Serve runs the flow of port, whose mailbox holds the guest's first datagram, until it ends, and
+// leaves the port closed. host is where it leads to.
+func Serve(env *flow.Env, port *flow.Port, dialer Dialer, host netip.AddrPort) {
+	defer port.Close()
+	c := &conn{env: env, port: port, host: host, fresh: true, ttl: defaultTTL, segLimit: maxRow}
+	if !c.open(dialer) {
+		return
+	}
+	for c.step() {
+		port.Wait(true, 0)
+	}
+}
+
+// open makes the socket. It reports whether the flow goes on.
+func (c *conn) open(dialer Dialer) bool {
+	k := c.port.Key()
+	fd, err := dialer.UDP(k.GuestPort, c.host)
+	if err != nil {
+		c.env.Log.Debug("Dropping datagram with no flow", zap.Stringer("host", c.host), zap.Error(err))
+		return false
+	}
+	c.fd = fd
+	if err := c.port.Open(fd, c.fromHost); err != nil {
+		c.env.Log.Warn("socket cannot be waited for", zap.Error(err))
+		return false
+	}
+	c.hdr.init(c.env, k)
+	c.lastAt = flow.Now()
+	return true
+}
+
+// step does all there is to do before the actor sleeps. It reports whether the flow goes on.
+func (c *conn) step() bool {
+	c.fromGuest()
+	if c.port.Mail() {
+		// The guest keeps us busy and Wait will not look at the socket.
+		c.fromHost()
+	}
+	if c.sendError {
+		c.readErrors()
+	}
+	if c.port.Stopped() || c.failed {
+		return false
+	}
+	if c.port.Alarmed() {
+		c.port.AlarmDone()
+		if flow.Now() >= c.expiry() {
+			return false
+		}
+	}
+	c.port.SetAlarm(c.expiry())
+	return true
+}
+
+// expiry returns when the flow ends if nothing more happens.
+func (c *conn) expiry() flow.Time {
+	if c.hostSeen > 0 && (c.hostSeen > 1 || c.guestBatch > 1) {
+		return c.lastAt + flow.Time(c.env.UDPStreamTimeout)
+	}
+	return c.lastAt + flow.Time(c.env.UDPTimeout)
+}
+
+// seen notes that side, one of c's counters, has sent.
+func (c *conn) seen(side *uint8) {
+	c.lastAt = flow.Now()
+	*side = min(*side+1, 2)
+}
+
+// setTTL has what is sent from now on carry the guest's time to live or hop limit.
+func (c *conn) setTTL(ttl uint8) {
+	c.ttl = ttl
+	if c.host.Addr().Is4() {
+		unix.SetsockoptInt(c.fd, unix.SOL_IP, unix.IP_TTL, int(ttl))
+	} else {
+		unix.SetsockoptInt(c.fd, unix.SOL_IPV6, unix.IPV6_UNICAST_HOPS, int(ttl))
+	}
+}
+
+// write hands the frame of n bytes at the start of b, which has room for frame.MinFrame bytes, to
+// the link.
+func (c *conn) write(b []byte, n int) {
+	if err := c.env.Link.Write(b[:frame.Pad(b, n)]); err != nil {
+		// Either that frame is lost, or the link is: then its reader ends everything.
+		c.env.Counters.LinkDropped.Add(1)
+	}
+}

@@ -1,0 +1,38 @@
+// Package udp carries the guest's UDP flows: each is one actor between datagrams on the guest's link
+// and a connected datagram socket of the host.
+//
+// # Theory of operation
+//
+// A flow is made by the first datagram from a guest's port to a remote one. It has a socket of its
+// own, bound to the guest's port number and connected to the remote end, so that nobody but the
+// peer that was spoken to can answer. Nothing is kept: a datagram goes on in the moment it comes, or
+// it is lost, as on any network.
+//
+// From the guest: the mailbox is emptied, datagrams of one size that follow each other are gathered
+// where they lie, and each such row leaves in one call (UDP_SEGMENT, udp(7)); different rows leave
+// in one sendmmsg. A lone datagram is sent at once with one plain call. What the socket's send
+// buffer does not take is lost, as in a full queue of a network card: waiting would only delay what
+// the guest's sender does not know how to hold back. Where the kernel refuses to segment (datagrams
+// longer than the path's MTU, devices that cannot) they go one by one, and the flow remembers.
+//
+// From the host: one call takes all that waits, up to maxBatch datagrams; rows of one size enter the
+// guest as one frame with VIRTIO_NET_HDR_GSO_UDP_L4, everything else as frames of its own. The call
+// is told to put datagrams next to each other on the guess that they are as long as the last ones,
+// so that a row needs no copying; a wrong guess costs a copy. Datagrams longer than the link's MTU
+// are whole frames nevertheless: the guest's kernel takes them.
+//
+// The socket's error queue is emptied when a call reports an error, and what routers and the peer
+// have said there is told to the guest as ICMP (forwarding of local errors is left out: the guest
+// did nothing wrong). An error ends the flow only if the socket cannot go on.
+//
+// # Lifetime
+//
+// A flow ends after UDPTimeout without a datagram in either direction, or after UDPStreamTimeout if
+// it is more than a question and an answer: the peer has sent, and one side has sent more than once.
+// The alarm is moved lazily, so that traffic costs no timer calls.
+//
+// # Limits
+//
+// Neither type of service nor ECN is carried over. The time to live is, from the guest: 64, the
+// kernel's default, is taken for set. A socket whose port the host does not give us has another.
+package udp

@@ -1,0 +1,289 @@
+package udp
+
+import (
+	"sync"
+	"unsafe"
+
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+
+	"fusilli/actors/flow"
+	"fusilli/actors/sock"
+	"fusilli/tapio/frame"
+)
+
+const (
+	maxRows   = 32  // messages in one sendmmsg
+	maxPieces = 256 // pieces of payload in all of them
+	maxRuns   = 32  // runs that wait for it
+)
+
+// mmsghdr is struct mmsghdr of recvmmsg(2) and sendmmsg(2).
+type mmsghdr struct {
+	hdr unix.Msghdr
+	len uint32
+}
+
+// segmentControl is the control message that tells the kernel the size of a row's datagrams.
+type segmentControl struct {
+	hdr  unix.Cmsghdr
+	size uint16
+	_    [6]byte
+}
+
+// outgoing gathers datagrams from the guest until they are sent: rows, each a message of its own,
+// in pieces that lie in the frames they came in. It belongs to one actor from fromGuest's beginning
+// to its end.
+type outgoing struct {
+	msgs    [maxRows]mmsghdr
+	control [maxRows]segmentControl
+	rows    [maxRows]row
+	n       int // rows
+
+	iov    [maxPieces]unix.Iovec
+	pieces int
+
+	runs [maxRuns]flow.Run // what the pieces lie in
+	held int
+}
+
+// row is datagrams of one size, but for the last one, which may be shorter.
+type row struct {
+	size   int // of each
+	count  int
+	bytes  int
+	first  int  // piece
+	closed bool // the last one is shorter
+}
+
+var outgoings = sync.Pool{New: func() any {
+	o := new(outgoing)
+	for i := range o.control {
+		h := &o.control[i].hdr
+		h.Level, h.Type = unix.SOL_UDP, unix.UDP_SEGMENT
+		h.SetLen(unix.CmsgLen(2))
+	}
+	return o
+}}
+
+// fromGuest sends what lies in the mailbox, or as much of it as fits one batch.
+func (c *conn) fromGuest() {
+	r, ok := c.port.Recv()
+	if !ok {
+		return
+	}
+	c.seen(&c.guestBatch)
+	o := outgoings.Get().(*outgoing)
+	for ok {
+		frames := r
+		var v flow.View
+		for frames.Next(&v) {
+			c.datagrams(o, &v)
+		}
+		o.runs[o.held] = r
+		o.held++
+		if o.held == maxRuns {
+			break
+		}
+		r, ok = c.port.Recv()
+	}
+	c.flush(o)
+	for i := range o.runs[:o.held] {
+		o.runs[i].Release()
+	}
+	o.held = 0
+	outgoings.Put(o)
+}
+
+// datagrams adds the datagrams of one frame to o.
+func (c *conn) datagrams(o *outgoing, v *flow.View) {
+	ttl := v.Frame[v.L3+8]
+	if c.hdr.v6 {
+		ttl = v.Frame[v.L3+7]
+	}
+	if ttl != c.ttl {
+		c.flush(o)
+		c.setTTL(ttl)
+	}
+	data := v.Data()
+	size := len(data)
+	if v.Frame[1] == frame.GSOUDP {
+		size = min(size, int(frame.GetVnet(v.Frame).GSOSize))
+	}
+	for {
+		room := o.room(size, c.segLimit)
+		if room < 0 {
+			if !o.begin(size) {
+				c.flush(o)
+				o.begin(size)
+			}
+			room = o.room(size, c.segLimit)
+		}
+		n := min(room, len(data))
+		o.add(data[:n], size)
+		if data = data[n:]; len(data) == 0 {
+			return
+		}
+	}
+}
+
+// begin starts a row of datagrams of size bytes, if there is room for one.
+func (o *outgoing) begin(size int) bool {
+	if o.n == maxRows || o.pieces == maxPieces {
+		return false
+	}
+	o.rows[o.n] = row{size: size, first: o.pieces}
+	o.n++
+	return true
+}
+
+// room returns how many bytes of datagrams of size bytes may be added to the last row as one piece;
+// -1 for none at all. limit is the size of datagrams from which on they do not go in rows.
+func (o *outgoing) room(size, limit int) int {
+	if o.n == 0 {
+		return -1
+	}
+	r := &o.rows[o.n-1]
+	if r.count == 0 {
+		if size == 0 || size >= limit {
+			return size
+		}
+		return max(1, min(maxSegments, maxRow/size)) * size
+	}
+	if o.pieces == maxPieces || r.closed || size == 0 || size > r.size || r.size >= limit || r.count == maxSegments || r.bytes+size > maxRow {
+		return -1
+	}
+	if size < r.size {
+		return size
+	}
+	return min(maxSegments-r.count, (maxRow-r.bytes)/size) * size
+}
+
+// add adds data, no more than room says, to the last row.
+func (o *outgoing) add(data []byte, size int) {
+	r := &o.rows[o.n-1]
+	v := &o.iov[o.pieces]
+	v.Base = unsafe.SliceData(data)
+	v.SetLen(len(data))
+	o.pieces++
+	r.bytes += len(data)
+	if size == 0 {
+		r.count, r.closed = 1, true
+		return
+	}
+	r.count += (len(data) + size - 1) / size
+	r.closed = size < r.size || len(data)%size != 0
+}
+
+// flush sends what o has gathered. It leaves the runs to the caller, since the last one may still be
+// in use.
+func (c *conn) flush(o *outgoing) {
+	for i := range o.n {
+		o.prepare(i)
+	}
+	retried := false
+	for i := 0; i < o.n; {
+		n, e := o.send(c.fd, i)
+		switch {
+		case e == 0:
+			i += n
+			retried = false
+		case e == unix.EAGAIN && !c.bigSend:
+			c.bigSend = true
+			unix.SetsockoptInt(c.fd, unix.SOL_SOCKET, unix.SO_SNDBUF, bulkBuffer)
+		case e == unix.EAGAIN:
+			i = o.n // lost
+		case !retried:
+			// Most likely an error that some earlier datagram has met, reported once.
+			retried, c.sendError = true, true
+		default:
+			retried = false
+			if o.rows[i].count > 1 && refusesRows(e) {
+				c.oneByOne(o, i, e)
+			} else {
+				c.env.Log.Debug("send", zap.Stringer("host", c.host), zap.Int("bytes", o.rows[i].bytes), zap.Error(e))
+			}
+			i++
+		}
+	}
+	o.n, o.pieces = 0, 0
+}
+
+// prepare makes row i a message.
+func (o *outgoing) prepare(i int) {
+	r := &o.rows[i]
+	end := o.pieces
+	if i+1 < o.n {
+		end = o.rows[i+1].first
+	}
+	h := &o.msgs[i].hdr
+	h.Iov = &o.iov[r.first]
+	h.SetIovlen(end - r.first)
+	h.Control = nil
+	h.SetControllen(0)
+	if r.count > 1 {
+		o.control[i].size = uint16(r.size)
+		h.Control = (*byte)(unsafe.Pointer(&o.control[i]))
+		h.SetControllen(unix.CmsgSpace(2))
+	}
+}
+
+// send sends rows from i on with as little ado as possible and returns how many of them.
+func (o *outgoing) send(fd, i int) (int, unix.Errno) {
+	m := &o.msgs[i]
+	switch {
+	case i+1 < o.n:
+		for {
+			n, _, e := unix.RawSyscall6(unix.SYS_SENDMMSG, uintptr(fd), uintptr(unsafe.Pointer(m)), uintptr(o.n-i),
+				unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, 0, 0)
+			if e != unix.EINTR {
+				return int(n), e
+			}
+		}
+	case m.hdr.Control == nil && m.hdr.Iovlen == 1:
+		v := m.hdr.Iov
+		return 1, sock.Send(fd, unsafe.Slice(v.Base, v.Len))
+	default:
+		for {
+			_, _, e := unix.RawSyscall(unix.SYS_SENDMSG, uintptr(fd), uintptr(unsafe.Pointer(&m.hdr)),
+				unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+			if e != unix.EINTR {
+				return 1, e
+			}
+		}
+	}
+}
+
+// refusesRows reports whether e may mean that the kernel does not segment this row: datagrams above
+// the path's MTU (EINVAL, EMSGSIZE), no checksum offload (EIO), a kernel before 4.18 or IPsec.
+func refusesRows(e unix.Errno) bool {
+	return e == unix.EINVAL || e == unix.EMSGSIZE || e == unix.EIO || e == unix.EOPNOTSUPP
+}
+
+// oneByOne sends row i, which the kernel refused with e to segment, as single datagrams.
+func (c *conn) oneByOne(o *outgoing, i int, e unix.Errno) {
+	r := &o.rows[i]
+	c.segLimit = min(c.segLimit, r.size)
+	if e != unix.EINVAL && e != unix.EMSGSIZE {
+		c.segLimit = 0
+	}
+	end := o.pieces
+	if i+1 < o.n {
+		end = o.rows[i+1].first
+	}
+	for _, v := range o.iov[r.first:end] {
+		data := unsafe.Slice(v.Base, v.Len)
+		for len(data) > 0 {
+			n := min(r.size, len(data))
+			switch e := sock.Send(c.fd, data[:n]); e {
+			case 0:
+			case unix.EAGAIN:
+				return
+			default:
+				c.sendError = true
+				sock.Send(c.fd, data[:n])
+			}
+			data = data[n:]
+		}
+	}
+}

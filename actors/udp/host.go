@@ -1,0 +1,295 @@
+package udp
+
+import (
+	"encoding/binary"
+	"net/netip"
+	"sync"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"fusilli/actors/flow"
+)
+
+const (
+	maxBatch   = 32 // datagrams, or rows of them, received in one call
+	freshBatch = 4  // the same while senders are looked at
+	maxFaults  = 64 // errors in a row before a socket is given up
+
+	// minGuess is the size of the shortest datagrams that are guessed: a shorter one would be padded
+	// beyond its place.
+	minGuess = 64
+
+	groControl = 24 // bytes for the control message UDP_GRO, an int
+)
+
+// incoming is where datagrams from the host are received: maxBatch messages, each with a buffer of
+// its own for the longest datagram there is.
+//
+// When the size of the datagrams is guessed, the first size bytes of each go next to those of the
+// one before to area, and only what is longer goes on in the message's buffer. The memory behind
+// the buffers is real only where it was used, which for all but the first is never with most flows.
+type incoming struct {
+	msgs    [maxBatch]mmsghdr
+	control [maxBatch][groControl]byte
+	iov     [maxBatch][2]unix.Iovec
+	names   [freshBatch]unix.RawSockaddrInet6
+
+	ready bool // the messages are set up, for:
+	named bool // with names; only freshBatch messages
+	guess int
+
+	area [flow.Headroom + maxRow]byte
+	own  [maxBatch]*buffer
+}
+
+// buffer has room for headers, a guess and a datagram: a longer one than guessed is completed by
+// copying its beginning in front of the rest.
+type buffer [flow.Headroom + 65536]byte
+
+var incomings = sync.Pool{New: func() any {
+	in := new(incoming)
+	own := new([maxBatch]buffer)
+	for i := range own {
+		in.own[i] = &own[i]
+	}
+	return in
+}}
+
+// setUp has the next receive guess datagrams of size bytes, 0 for no guess, and ask for senders.
+func (in *incoming) setUp(guess int, named bool) {
+	if in.ready && in.guess == guess && in.named == named {
+		return
+	}
+	in.ready, in.guess, in.named = true, guess, named
+	for i := range in.batch() {
+		h := &in.msgs[i].hdr
+		v := &in.iov[i]
+		own := in.own[i][flow.Headroom+guess:]
+		if guess > 0 {
+			v[0].Base = &in.area[flow.Headroom+i*guess]
+			v[0].SetLen(guess)
+			v[1].Base = &own[0]
+			v[1].SetLen(len(own))
+			h.SetIovlen(2)
+		} else {
+			v[0].Base = &own[0]
+			v[0].SetLen(len(own))
+			h.SetIovlen(1)
+		}
+		h.Iov = &v[0]
+		h.Control = &in.control[i][0]
+		h.SetControllen(groControl)
+		h.Name, h.Namelen = nil, 0
+		if named {
+			h.Name, h.Namelen = (*byte)(unsafe.Pointer(&in.names[i])), unix.SizeofSockaddrInet6
+		}
+	}
+}
+
+// batch returns the number of messages to ask for.
+func (in *incoming) batch() int {
+	switch {
+	case in.named:
+		return freshBatch
+	case in.guess > 0:
+		return min(maxBatch, maxRow/in.guess)
+	default:
+		return maxBatch
+	}
+}
+
+// receive takes what waits at fd, without waiting, and returns the number of messages.
+func (in *incoming) receive(fd int) (int, unix.Errno) {
+	for {
+		n, _, e := unix.RawSyscall6(unix.SYS_RECVMMSG, uintptr(fd), uintptr(unsafe.Pointer(&in.msgs[0])),
+			uintptr(in.batch()), unix.MSG_DONTWAIT, 0, 0)
+		if e != unix.EINTR {
+			return int(n), e
+		}
+	}
+}
+
+// take returns message i: a slice whose payload begins at flow.Headroom, whether it lies in area,
+// and the size of the datagrams in it. It makes the message ready for another receive.
+func (in *incoming) take(i int) (b []byte, inArea bool, size int) {
+	m := &in.msgs[i]
+	n := int(m.len)
+	size = n
+	if m.hdr.Controllen != 0 {
+		if s := groSize(&in.control[i], int(m.hdr.Controllen)); s > 0 {
+			size = min(s, n)
+		}
+	}
+	m.hdr.SetControllen(groControl)
+	if in.named {
+		m.hdr.Namelen = unix.SizeofSockaddrInet6
+	}
+	switch {
+	case in.guess == 0:
+		return in.own[i][:flow.Headroom+n], false, size
+	case n <= in.guess:
+		at := i * in.guess
+		return in.area[at : at+flow.Headroom+n], true, size
+	default:
+		at := flow.Headroom + i*in.guess
+		copy(in.own[i][flow.Headroom:], in.area[at:at+in.guess])
+		return in.own[i][:flow.Headroom+n], false, size
+	}
+}
+
+// groSize returns the size of the datagrams in a row the kernel has made, 0 if there is none.
+func groSize(b *[groControl]byte, n int) int {
+	h := (*unix.Cmsghdr)(unsafe.Pointer(b))
+	if n < unix.CmsgLen(4) || h.Level != unix.SOL_UDP || h.Type != unix.UDP_GRO {
+		return 0
+	}
+	return int(int32(binary.NativeEndian.Uint32(b[unix.CmsgLen(0):])))
+}
+
+// from reports whether message i was sent by addr.
+func (in *incoming) from(i int, addr netip.AddrPort) bool {
+	n := &in.names[i]
+	// Both families have the port at the same place.
+	port := (*[2]byte)(unsafe.Pointer(&n.Port))
+	if binary.BigEndian.Uint16(port[:]) != addr.Port() {
+		return false
+	}
+	if addr.Addr().Is4() {
+		return (*unix.RawSockaddrInet4)(unsafe.Pointer(n)).Addr == addr.Addr().As4()
+	}
+	return n.Addr == addr.Addr().As16()
+}
+
+// fromHost moves what the peer has sent to the guest. It is what the actor does in its wait
+// whenever the socket may be readable, and returns true if something else is to be done first.
+func (c *conn) fromHost() bool {
+	in := incomings.Get().(*incoming)
+	defer incomings.Put(in)
+	faults := 0
+	for first := true; ; {
+		if c.fresh {
+			in.setUp(0, true)
+		} else {
+			in.setUp(c.guess, false)
+		}
+		n, e := in.receive(c.fd)
+		switch e {
+		case 0:
+		case unix.EAGAIN:
+			c.fresh = false
+			return false
+		default:
+			faults++
+			if faults == maxFaults || !c.recoverable(e) {
+				c.failed = true
+				return true
+			}
+			c.readErrors()
+			continue
+		}
+		faults = 0
+		if first {
+			first = false
+			c.seen(&c.hostSeen)
+		}
+		full := n == in.batch()
+		c.deliver(in, n)
+		if !full {
+			c.fresh = false
+			return false // the call has seen the end of the queue
+		}
+		if !c.bigRecv && !c.fresh {
+			c.bigRecv = true
+			unix.SetsockoptInt(c.fd, unix.SOL_SOCKET, unix.SO_RCVBUF, bulkBuffer)
+		}
+		if c.port.Mail() || c.port.Stopped() {
+			return true
+		}
+	}
+}
+
+// deliver sends the first n messages of in to the guest.
+func (c *conn) deliver(in *incoming, n int) {
+	var w rowWriter
+	last, same := -1, 0 // sizes, to guess the next ones
+	for i := range n {
+		b, inArea, size := in.take(i)
+		if in.named && !in.from(i, c.host) {
+			continue // somebody else, before the socket was connected
+		}
+		data := len(b) - flow.Headroom
+		if data != size {
+			w.flush(c)
+			c.writeRow(b, size)
+			last = -1
+			continue
+		}
+		if size == last {
+			same = size
+		}
+		last = size
+		w.add(c, in, b, inArea)
+	}
+	w.flush(c)
+	switch {
+	case same >= minGuess && same <= maxRow/2:
+		c.guess = same
+	case last != c.guess:
+		c.guess = 0
+	}
+}
+
+// rowWriter gathers datagrams of one size in one place until they go to the guest.
+type rowWriter struct {
+	b      []byte // headroom and the datagrams
+	size   int    // of each
+	count  int
+	inArea bool // b lies in area, with the next message behind it
+	closed bool // nothing may follow
+}
+
+// add adds a datagram: b from flow.Headroom on.
+func (w *rowWriter) add(c *conn, in *incoming, b []byte, inArea bool) {
+	n := len(b) - flow.Headroom
+	have := len(w.b) - flow.Headroom
+	if w.count == 0 || w.closed || n == 0 || n > w.size || w.count == maxSegments || have+n > maxRow || inArea != w.inArea {
+		w.flush(c)
+		// In area, a datagram shorter than guessed has a gap behind it, which the size of the
+		// slices shows.
+		*w = rowWriter{b: b, size: n, count: 1, inArea: inArea, closed: n == 0 || inArea && n < in.guess}
+		return
+	}
+	at := len(w.b)
+	w.b = w.b[:at+n]
+	if !inArea {
+		copy(w.b[at:], b[flow.Headroom:])
+	}
+	w.count++
+	w.closed = n < w.size
+}
+
+// flush sends what was gathered.
+func (w *rowWriter) flush(c *conn) {
+	if w.count > 0 {
+		c.writeRow(w.b, w.size)
+	}
+	w.count = 0
+}
+
+// writeRow sends the payload in b, which begins at flow.Headroom, to the guest as datagrams of size
+// bytes, of which the last may be shorter. What lies before the payload is overwritten.
+func (c *conn) writeRow(b []byte, size int) {
+	h := &c.hdr
+	mac := c.env.GuestMAC()
+	most := max(1, min(maxSegments, maxRow/max(size, 1))) * size
+	for {
+		n := min(len(b)-flow.Headroom, most)
+		f := b[flow.Headroom-h.len : cap(b)]
+		h.put(f, mac, n, size)
+		c.write(f, h.len+n)
+		if b = b[n:]; len(b) == flow.Headroom {
+			return
+		}
+	}
+}
