@@ -29,7 +29,7 @@ func main() { os.Exit(run()) }
 func run() int {
 	start, err := process.Begin()
 	if err != nil {
-		return fail(err)
+		return fail(err.Error())
 	}
 	cfg, err := config.Parse(os.Args)
 	if err != nil {
@@ -62,15 +62,15 @@ func launch(start *process.Start, cfg *config.Config, spec process.Spec, log *lo
 	case cfg.Action == config.PrintVersion:
 		return printed(config.Version(os.Stdout, cfg.Mode, version))
 	case cfg.Mode != config.Pasta || cfg.Action != config.Run:
-		return fail(errors.New(`Only "pasta" is built in this version`))
+		return fail(`Only "pasta" is built in this version`)
 	}
 	if err := process.CloseStray(); err != nil {
-		return fail(fmt.Errorf("Failed to close files leaked by parent: %w", err))
+		return fail("Failed to close files leaked by parent: " + err.Error())
 	}
 	if cfg.RunAs != nil {
 		u, err := lookUp(cfg.RunAs)
 		if err != nil {
-			return fail(fmt.Errorf("Invalid --runas option: %s", cfg.RunAs.Text))
+			return fail("Invalid --runas option: " + cfg.RunAs.Text)
 		}
 		spec.RunAs = u
 	}
@@ -153,7 +153,7 @@ func refuse(err error) int {
 	var usage *config.UsageError
 	if errors.As(err, &usage) {
 		warn(usage.Warnings)
-		fail(err)
+		fail(err.Error())
 		config.Help(os.Stderr, usage.Mode, os.Args[0]) // nowhere else to report to
 		return 1
 	}
@@ -161,7 +161,7 @@ func refuse(err error) int {
 	if errors.As(err, &plain) {
 		warn(plain.Warnings)
 	}
-	return fail(err)
+	return fail(err.Error())
 }
 
 func warn(lines []string) {
@@ -170,14 +170,14 @@ func warn(lines []string) {
 	}
 }
 
-func fail(err error) int {
-	fmt.Fprintln(os.Stderr, err)
+func fail(text string) int {
+	fmt.Fprintln(os.Stderr, text)
 	return 1
 }
 
 func printed(err error) int {
 	if err != nil {
-		return fail(fmt.Errorf("standard output: %w", err))
+		return fail("standard output: " + err.Error())
 	}
 	return 0
 }

@@ -1,0 +1,73 @@
+# passt and pasta are one static program without cgo. Targets: all (the default), install,
+# test, bench, demo, clean.
+
+PREFIX  ?= /usr/local
+DESTDIR ?=
+GO      ?= go
+
+bindir = $(DESTDIR)$(PREFIX)/bin
+mandir = $(DESTDIR)$(PREFIX)/share/man/man1
+
+# Programs that call us expect these names.
+LINKS = pasta passt.avx2 pasta.avx2
+
+# A tag, or the date and hash of the last commit: 2026_11_23.abcdef0.
+VERSION ?= $(shell git describe --tags --dirty 2>/dev/null || \
+	git log -1 --date=format:%Y_%m_%d --format=%cd.%h 2>/dev/null || echo unknown)
+
+# How long each fuzz target runs in a test.
+FUZZTIME ?= 5s
+
+all: passt $(LINKS)
+
+# Go knows what is out of date.
+passt: FORCE
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o $@ .
+
+$(LINKS): passt
+	ln -sf passt $@
+
+install: all
+	install -d $(bindir)
+	install -m 755 passt $(bindir)/passt
+	for l in $(LINKS); do ln -sf passt $(bindir)/$$l || exit 1; done
+	for m in man/*.1; do \
+		[ -e "$$m" ] || continue; \
+		install -d $(mandir) && install -m 644 "$$m" $(mandir)/ || exit 1; \
+	done
+
+test: setup static
+	$(GO) test ./...
+	$(GO) test -race ./...
+	$(MAKE) fuzz
+
+# Where there is nothing to install and no right to, the tests say what they miss.
+setup:
+	if [ -e tests/setup.sh ]; then sh tests/setup.sh; fi
+
+static:
+	@files=$$(gofmt -l .); if [ -n "$$files" ]; then echo "not gofmt-ed:"; echo "$$files"; exit 1; fi
+	$(GO) vet ./...
+	$(GO) tool staticcheck ./...
+
+# The go command fuzzes one target of one package at a time.
+fuzz:
+	@set -e; \
+	$(GO) list -f '{{.Dir}} {{.ImportPath}}' ./... | while read -r dir pkg; do \
+		for f in $$(sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\)(.*/\1/p' "$$dir"/*_test.go 2>/dev/null); do \
+			echo "fuzz $$pkg $$f"; \
+			$(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) "$$pkg"; \
+		done; \
+	done
+
+bench: all
+	$(GO) run ./tests/bench
+
+demo: all
+	sh tests/demo.sh
+
+clean:
+	rm -f passt $(LINKS)
+
+FORCE:
+.PHONY: all install test setup static fuzz bench demo clean FORCE
