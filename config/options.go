@@ -209,7 +209,7 @@ var options = []option{
 
 	{
 		long: "socket", short: "s", arg: "PATH", only: onlySocket, label: "-s", group: machine, set: setSocket,
-		help: "UNIX socket the hypervisor connects to, also --socket-path\n" +
+		help: "UNIX socket for the hypervisor, also --socket-path\n" +
 			"default: the first that is free from /tmp/passt_1.socket on",
 	},
 	{long: "socket-path", arg: "PATH", same: "socket", group: machine},
@@ -228,7 +228,7 @@ var options = []option{
 	},
 	{
 		long: "repair-path", arg: "PATH", shown: onlyPasst, group: machine, set: setRepairPath,
-		help: "UNIX socket for passt-repair, or none; --vhost-user only\n" +
+		help: "with --vhost-user, for passt-repair, or none\n" +
 			"default: that of --socket with .repair appended",
 	},
 	{
@@ -281,7 +281,7 @@ var options = []option{
 
 	{
 		long: "dns", short: "D", arg: "ADDR", group: naming, set: setDNS,
-		help: "resolver to announce, up to three for each IP version, or none\ndefault: from /etc/resolv.conf",
+		help: "resolver to announce, or none\nup to three for each IP version\ndefault: from /etc/resolv.conf",
 	},
 	{
 		long: "dns-forward", arg: "ADDR", group: naming,
@@ -370,18 +370,18 @@ var options = []option{
 	{
 		long: "tcp-ns", short: "T", arg: "SPEC", only: onlyPasta, label: "-T", group: forwarding,
 		set: setPorts(TCP, Outbound),
-		help: "forward TCP ports of the namespace's loopback to the host\n" +
+		help: "forward TCP ports of the namespace's lo to the host\n" +
 			"likewise, but without ADDR%IF/\ndefault: auto",
 	},
 	{
 		long: "udp-ns", short: "U", arg: "SPEC", only: onlyPasta, label: "-U", group: forwarding,
 		set:  setPorts(UDP, Outbound),
-		help: "forward UDP ports of the namespace's loopback to the host\ndefault: auto",
+		help: "forward UDP ports of the namespace's lo to the host\ndefault: auto",
 	},
 
 	{
 		long: "outbound", short: "o", arg: "ADDR", group: mapping, set: setOutbound,
-		help: "the host's address to send from, once for each IP version\ndefault: by the host's routes",
+		help: "address to send from, once for each IP version\ndefault: by the host's routes",
 	},
 	{
 		long: "outbound-if4", arg: "NAME", group: mapping,
@@ -397,8 +397,7 @@ var options = []option{
 		long: "map-host-loopback", arg: "ADDR", group: mapping,
 		set: mapped(func(f *Family) *netAddr { return &f.HostLoopback },
 			func(p *parser) { p.cfg.NoMapGateway = true }),
-		help: "where the guest finds the host's loopback, or none\n" +
-			"default: the guest's gateway, for each IP version",
+		help: "by which the guest reaches the host's lo\nADDR or none; default: the guest's gateway, for each IP version",
 	},
 	{
 		long: "no-map-gw", group: mapping, set: yes(func(c *Config) *bool { return &c.NoMapGateway }),
@@ -407,7 +406,7 @@ var options = []option{
 	{
 		long: "map-guest-addr", arg: "ADDR", group: mapping,
 		set:  mapped(func(f *Family) *netAddr { return &f.HostGuestAddr }, nil),
-		help: "where it finds its own address on the host, or none\ndefault: none",
+		help: "by which the guest reaches the host\nunder the address both have; ADDR or none; default: none",
 	},
 	{
 		long: "host-lo-to-ns-lo", only: onlyPasta, group: mapping,
@@ -416,7 +415,7 @@ var options = []option{
 	},
 	{
 		long: "no-splice", shown: onlyPasta, group: mapping, set: yes(func(c *Config) *bool { return &c.NoSplice }),
-		help: "no short cut for local traffic, all of it over the guest's link",
+		help: "no short cut for local traffic",
 	},
 	{
 		long: "freebind", group: mapping, set: yes(func(c *Config) *bool { return &c.FreeBind }),
