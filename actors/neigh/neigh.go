@@ -1,0 +1,225 @@
+// Package neigh answers what a guest's network stack asks its link before it sends anything: ARP
+// (RFC 826), neighbour solicitation and router solicitation (RFC 4861).
+//
+// For the guest, every address but its own is behind the translator, so every question is answered
+// with the same Ethernet address, and there is no state: a Responder is a few values, and a reply
+// is computed from the question alone. Nothing is learned, cached or sent unasked, and nothing is
+// allocated, so that a flood of questions costs no more than its frames.
+package neigh
+
+import (
+	"encoding/binary"
+
+	"fusilli/tapio/frame"
+)
+
+// ReplyLen is the room a reply needs: the longest is a router advertisement.
+const ReplyLen = frame.L3Off + frame.IPv6Len + raLen + prefixLen + lladdrLen + mtuLen
+
+// Lengths in bytes.
+const (
+	nsLen     = 24 // neighbour solicitation and advertisement without options
+	rsLen     = 8
+	raLen     = 16
+	lladdrLen = 8
+	prefixLen = 32
+	mtuLen    = 8
+)
+
+// NDP message types and options (RFC 4861, 4).
+const (
+	routerSolicitation    = 133
+	routerAdvertisement   = 134
+	neighbourSolicitation = 135
+	neighbourAdvert       = 136
+
+	optSourceLLAddr = 1
+	optTargetLLAddr = 2
+	optPrefix       = 3
+	optMTU          = 5
+)
+
+const (
+	hopLimit       = 255 // of all NDP messages: nobody further away can send them
+	routerLifetime = 65535
+	infinite       = 0xffffffff
+)
+
+// allNodes is ff02::1.
+var (
+	allNodes    = frame.Addr{0: 0xff, 1: 0x02, 15: 1}
+	allNodesMAC = frame.MAC{0x33, 0x33, 0, 0, 0, 1}
+)
+
+// Responder is the other side of the guest's link. Its fields are set before the first use and not
+// changed any more; then any number of goroutines may use it.
+type Responder struct {
+	// MAC is our Ethernet address, the answer to every question.
+	MAC frame.MAC
+	// Guest4 is the guest's IPv4 address. ARP requests for it are not ours to answer: they are the
+	// guest's own check whether somebody else has it (RFC 5227).
+	Guest4 frame.Addr
+	// LinkLocal is our IPv6 link-local address, the source of NDP messages. If it is the zero
+	// address, NDP gets no reply.
+	LinkLocal frame.Addr
+	// Prefix is an address in the /64 the guest makes itself addresses in. If it is the zero
+	// address, router advertisements announce none.
+	Prefix frame.Addr
+	// MTU of the link in bytes; with 0 router advertisements announce none.
+	MTU int
+	// Managed is the flag M of router advertisements: addresses by DHCPv6 also.
+	Managed bool
+	// NoRA leaves router solicitations without reply.
+	NoRA bool
+}
+
+// ARP writes the reply to the ARP packet in to out, which has room for ReplyLen bytes, and returns
+// its length with virtio_net_hdr and padding; 0 for none. Requests are answered for every address
+// but the guest's own, probes (sender 0.0.0.0) among them; announcements are not.
+func (r *Responder) ARP(in, out []byte) int {
+	if len(in) < frame.L3Off+frame.ARPLen || len(out) < ReplyLen {
+		return 0
+	}
+	q := in[frame.L3Off:]
+	// Hardware type Ethernet, protocol IPv4, their address lengths, operation request.
+	if binary.BigEndian.Uint64(q) != 0x0001_0800_0604_0001 {
+		return 0
+	}
+	from, to := [4]byte(q[14:18]), [4]byte(q[24:28])
+	if from == to && from != [4]byte{} || frame.Addr4(to) == r.Guest4 {
+		return 0
+	}
+	src := frame.Src(in)
+	if src[0]&1 != 0 {
+		return 0 // a group does not ask
+	}
+	frame.PutVnet(out, frame.Vnet{})
+	frame.PutEth(out, src, r.MAC, frame.EtherARP)
+	a := out[frame.L3Off:]
+	binary.BigEndian.PutUint64(a, 0x0001_0800_0604_0002)
+	copy(a[8:], r.MAC[:])
+	copy(a[14:], to[:])
+	copy(a[18:28], q[8:18])
+	return frame.Pad(out, frame.L3Off+frame.ARPLen)
+}
+
+// NDP writes the reply to the message in, parsed as p with kind frame.NDP, to out, which has room for
+// ReplyLen bytes, and returns its length with virtio_net_hdr and padding; 0 for none. A message
+// that RFC 4861 has a receiver discard gets none, and neither does a check for duplicate addresses.
+// Its checksum is not looked at.
+func (r *Responder) NDP(p *frame.Packet, in, out []byte) int {
+	if p.Kind != frame.NDP || p.TTL != hopLimit || p.End > len(in) || len(out) < ReplyLen || r.LinkLocal == (frame.Addr{}) {
+		return 0
+	}
+	m := in[p.L4:p.End]
+	src := frame.Src(in)
+	if len(m) < rsLen || m[1] != 0 || src[0]&1 != 0 {
+		return 0
+	}
+	switch m[0] {
+	case neighbourSolicitation:
+		return r.advertise(p, m, src, out)
+	case routerSolicitation:
+		return r.route(p, m, src, out)
+	}
+	return 0
+}
+
+// advertise replies to the neighbour solicitation m (RFC 4861, 7.1.1 and 7.2.4).
+func (r *Responder) advertise(p *frame.Packet, m []byte, src frame.MAC, out []byte) int {
+	if len(m) < nsLen || p.Src == (frame.Addr{}) {
+		return 0
+	}
+	if _, ok := options(m[nsLen:]); !ok {
+		return 0
+	}
+	target := frame.Addr(m[8:24])
+	if frame.IsMulticast(&target) || target == (frame.Addr{}) {
+		return 0
+	}
+	a := out[frame.L3Off+frame.IPv6Len:]
+	clear(a[:8])
+	a[0] = neighbourAdvert
+	a[4] = 0xe0 // router, solicited, override
+	copy(a[8:], target[:])
+	putLLAddr(a[nsLen:], optTargetLLAddr, r.MAC)
+	return r.finish(out, nsLen+lladdrLen, src, &p.Src)
+}
+
+// route replies to the router solicitation m (RFC 4861, 6.1.1 and 6.2.6).
+func (r *Responder) route(p *frame.Packet, m []byte, src frame.MAC, out []byte) int {
+	if r.NoRA {
+		return 0
+	}
+	lladdr, ok := options(m[rsLen:])
+	if !ok {
+		return 0
+	}
+	dst := p.Src
+	if dst == (frame.Addr{}) {
+		if lladdr {
+			return 0
+		}
+		dst, src = allNodes, allNodesMAC
+	}
+	a := out[frame.L3Off+frame.IPv6Len:]
+	clear(a[:raLen])
+	a[0], a[4] = routerAdvertisement, hopLimit
+	if r.Managed {
+		a[5] = 0x80
+	}
+	binary.BigEndian.PutUint16(a[6:], routerLifetime)
+	n := raLen
+	if r.Prefix != (frame.Addr{}) {
+		o := a[n : n+prefixLen]
+		clear(o)
+		o[0], o[1], o[2], o[3] = optPrefix, prefixLen/8, 64, 0xc0 // on link, for autoconfiguration
+		binary.BigEndian.PutUint32(o[4:], infinite)
+		binary.BigEndian.PutUint32(o[8:], infinite)
+		copy(o[16:24], r.Prefix[:8])
+		n += prefixLen
+	}
+	putLLAddr(a[n:], optSourceLLAddr, r.MAC)
+	n += lladdrLen
+	if r.MTU > 0 {
+		o := a[n : n+mtuLen]
+		o[0], o[1], o[2], o[3] = optMTU, mtuLen/8, 0, 0
+		binary.BigEndian.PutUint32(o[4:], uint32(r.MTU))
+		n += mtuLen
+	}
+	return r.finish(out, n, src, &dst)
+}
+
+// finish writes what is around a message of n bytes.
+func (r *Responder) finish(out []byte, n int, mac frame.MAC, dst *frame.Addr) int {
+	frame.PutVnet(out, frame.Vnet{})
+	frame.PutEth(out, mac, r.MAC, frame.EtherIPv6)
+	frame.PutIPv6(out[frame.L3Off:], &frame.IP{Src: r.LinkLocal, Dst: *dst, Proto: frame.ProtoICMPv6, TTL: hopLimit, Len: n})
+	m := out[frame.L3Off+frame.IPv6Len:][:n]
+	m[2], m[3] = 0, 0
+	sum := frame.Checksum(m, frame.PseudoSum(&r.LinkLocal, dst, frame.ProtoICMPv6, n))
+	binary.BigEndian.PutUint16(m[2:], sum)
+	return frame.Pad(out, frame.L3Off+frame.IPv6Len+n)
+}
+
+func putLLAddr(o []byte, kind uint8, mac frame.MAC) {
+	o[0], o[1] = kind, lladdrLen/8
+	copy(o[2:8], mac[:])
+}
+
+// options checks the options b (RFC 4861, 4.6) and reports whether a source link-layer address is
+// among them, and whether all of them are whole.
+func options(b []byte) (lladdr, ok bool) {
+	for len(b) > 0 {
+		if len(b) < 8 {
+			return false, false
+		}
+		n := int(b[1]) * 8
+		if n == 0 || n > len(b) {
+			return false, false
+		}
+		lladdr = lladdr || b[0] == optSourceLLAddr
+		b = b[n:]
+	}
+	return lladdr, true
+}
