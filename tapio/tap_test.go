@@ -25,9 +25,20 @@ import (
 // opened there. f must not call t.Fatal.
 func inNetns(t testing.TB, f func() error) {
 	t.Helper()
+	needRoot(t)
+	if err := unshared(f); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func needRoot(t testing.TB) {
+	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("a network namespace needs root")
 	}
+}
+
+func unshared(f func() error) error {
 	done := make(chan error)
 	go func() {
 		runtime.LockOSThread() // never unlocked: the thread ends here
@@ -37,9 +48,7 @@ func inNetns(t testing.TB, f func() error) {
 		}
 		done <- err
 	}()
-	if err := <-done; err != nil {
-		t.Fatal(err)
-	}
+	return <-done
 }
 
 // up gives the interface its addresses, a route and neighbours outside, and brings it up.
@@ -95,30 +104,33 @@ func up(name string, mtu int) error {
 // withTap runs f with a tap that is up in a namespace of its own. f runs outside of it; in runs a
 // function inside.
 func withTap(t testing.TB, o TapOptions, mtu int, f func(tap *Tap, in func(func() error))) {
+	t.Helper()
+	needRoot(t)
 	var tap *Tap
 	calls := make(chan func() error)
 	results := make(chan error)
 	ready := make(chan bool)
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		inNetns(t, func() error {
+		err := unshared(func() error {
 			var err error
 			if tap, err = OpenTap("eth0", o); err == nil {
 				err = up(tap.Name(), mtu)
 			}
-			ready <- err == nil
 			if err != nil {
 				return err
 			}
+			ready <- true
 			for c := range calls {
 				results <- c()
 			}
 			return nil
 		})
+		if err != nil {
+			t.Error(err)
+			close(ready)
+		}
 	})
-	if os.Geteuid() != 0 {
-		t.Skip("a network namespace needs root")
-	}
 	if !<-ready {
 		wg.Wait()
 		return

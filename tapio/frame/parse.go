@@ -9,8 +9,8 @@ type Kind uint8
 const (
 	Other      Kind = iota // nothing was parsed
 	ARP                    // any ARP packet of at least ARPLen bytes
-	TCP                    //
-	UDP                    //
+	TCP                    // one segment, or a row of them
+	UDP                    // one datagram, or a row of them
 	ICMPEcho               // ICMP echo request
 	ICMPv6Echo             // ICMPv6 echo request
 	NDP                    // router or neighbour solicitation or advertisement
