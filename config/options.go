@@ -1,6 +1,10 @@
 package config
 
-import "github.com/urfave/cli/v2"
+import (
+	"flag"
+
+	"github.com/urfave/cli/v2"
+)
 
 // option is one row of the table everything about options is derived from: what normalise
 // recognises, the flags of urfave/cli and the help text.
@@ -58,25 +62,30 @@ func (s scope) includes(mode Mode, vhostUser bool) bool {
 
 // flags derives the flags of the library from table. Their values act on p.
 func flags(table []option, p *parser) []cli.Flag {
-	var list []cli.Flag
+	list := make([]cli.Flag, 0, len(table))
 	for i := range table {
 		if o := &table[i]; o.same == "" {
-			list = append(list, &cli.GenericFlag{Name: o.long, Value: setter{o, p}})
+			list = append(list, setter{o, p})
 		}
 	}
 	return list
 }
 
-// setter is the flag.Value of one option. The library calls Set in the order of the command
-// line.
+// setter is one option as the library sees it: a cli.Flag that is its own flag.Value. (Those of
+// the library cost a millisecond at each start, for names that might have blanks.)
 type setter struct {
 	o *option
 	p *parser
 }
 
-func (s setter) String() string { return "" }
+// Apply, Names, IsSet and String make it a cli.Flag. Nobody asks whether it is set.
+func (s setter) Apply(set *flag.FlagSet) error { set.Var(s, s.o.long, ""); return nil }
+func (s setter) Names() []string               { return []string{s.o.long} }
+func (s setter) IsSet() bool                   { return false }
+func (s setter) String() string                { return "" }
 
-// Set leaves its error in the parser too, since the library passes on no more than a text.
+// Set is called in the order of the command line. It leaves its error in the parser too, since
+// the library passes on no more than a text.
 func (s setter) Set(value string) error {
 	s.p.err = s.p.apply(s.o, value)
 	if s.p.err == nil && s.p.cfg.Action != Run {

@@ -572,3 +572,12 @@ func TestClients(t *testing.T) {
 		})
 	}
 }
+
+// Each start parses twice, in the launcher and in the translator.
+func BenchmarkParse(b *testing.B) {
+	for b.Loop() {
+		if _, err := Parse([]string{"pasta", "--config-net", "--", "true"}); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
