@@ -3,34 +3,147 @@ package main
 import (
 	"context"
 	"fmt"
+	"net/netip"
+	"os"
 
 	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
 
+	"fusilli/actors"
+	"fusilli/actors/neigh"
+	"fusilli/actors/rules"
+	"fusilli/actors/sock"
+	"fusilli/autodetect"
 	"fusilli/config"
+	"fusilli/internal/netconf"
 	"fusilli/internal/process"
 	"fusilli/tapio"
+	"fusilli/tapio/frame"
 )
 
-// translate connects the namespace of env as cfg says, and returns when ctx ends or the
+// tapQueueLen is the number of frames, of up to 64 KiB each, that the kernel queues for the reader:
+// more than a window's worth of frames at the smallest MTU.
+const tapQueueLen = 4096
+
+// translate connects the namespace of env as cfg says, and carries its flows until ctx ends or the
 // tap is gone.
 func translate(ctx context.Context, cfg *config.Config, env *process.Env, log *zap.Logger) error {
+	host, err := autodetect.Detect(detection(cfg))
+	if err != nil {
+		return err
+	}
+	for _, n := range host.Notices {
+		log.Info(n)
+	}
 	name := cfg.TapName
 	if name == "" {
-		name = "tap0"
+		name = host.TapName()
 	}
 	var tap *tapio.Tap
-	err := env.NetNS.Do(func() (err error) {
-		tap, err = tapio.OpenTap(name, tapio.TapOptions{})
+	var guest netconf.Result
+	err = env.NetNS.Do(func() (err error) {
+		if tap, err = tapio.OpenTap(name, tapio.TapOptions{}); err != nil {
+			return err
+		}
+		guest, err = netconf.Configure(tap.Name(), plan(cfg, host))
 		return err
 	})
 	if err != nil {
-		return fmt.Errorf("connect the namespace: %w", err)
-	}
-	defer tap.Close()
-	log.Debug("tap is open", zap.String("tap", tap.Name()))
-	if err := env.Ready(); err != nil {
+		if tap != nil {
+			tap.Close()
+		}
 		return err
 	}
-	<-ctx.Done()
+	for _, w := range guest.Warnings {
+		log.Warn(w)
+	}
+	log.Debug("tap is open", zap.String("tap", tap.Name()), zap.Stringer("features", tap.Features()))
+
+	engine := actors.New(engineConfig(cfg, host, &guest, tap, log))
+	if err := env.Ready(); err != nil {
+		tap.Close()
+		return err
+	}
+	if err := engine.Run(ctx); err != nil {
+		return fmt.Errorf("%w, exiting", err)
+	}
 	return nil
+}
+
+// detection is what the command line has decided of what would otherwise be found out.
+func detection(cfg *config.Config) autodetect.Options {
+	family := func(f *config.Family) autodetect.FamilyOptions {
+		return autodetect.FamilyOptions{
+			Disabled: !f.Enabled, Outbound: f.OutboundIf,
+			Address: f.Address, PrefixLen: f.PrefixLen, Gateway: f.Gateway,
+		}
+	}
+	return autodetect.Options{Interface: cfg.Interface, V4: family(&cfg.IPv4), V6: family(&cfg.IPv6)}
+}
+
+// plan is what the guest's namespace is to look like.
+func plan(cfg *config.Config, host *autodetect.Host) netconf.Plan {
+	family := func(c *config.Family, h *autodetect.Family) netconf.Family {
+		return netconf.Family{
+			Enabled: h.Enabled(),
+			Address: h.Address, PrefixLen: h.PrefixLen, Gateway: h.Gateway,
+			CopyAddresses: h.CopyAddresses && c.CopyAddrs, CopyRoutes: h.CopyRoutes && c.CopyRoutes,
+			Addresses: h.Addresses, Routes: h.Routes,
+		}
+	}
+	return netconf.Plan{
+		Configure: cfg.ConfigNet, MAC: cfg.GuestMAC, MTU: cfg.MTU, TxQueueLen: tapQueueLen,
+		V4: family(&cfg.IPv4, &host.V4), V6: family(&cfg.IPv6, &host.V6),
+	}
+}
+
+// engineConfig is what the translator's engine is told.
+func engineConfig(cfg *config.Config, host *autodetect.Host, guest *netconf.Result, link tapio.Link, log *zap.Logger) actors.Config {
+	v4, v6 := host.V4.Enabled() && !guest.NoV4, host.V6.Enabled() && !guest.NoV6
+	kernel := autodetect.ReadKernel(os.DirFS(autodetect.Sysctls))
+	alias := func(c *config.Family, h *autodetect.Family) netip.Addr {
+		if c.HostLoopback.IsValid() || cfg.NoMapGateway {
+			return c.HostLoopback
+		}
+		return h.Gateway
+	}
+	c := actors.Config{
+		Link: link, Log: log,
+		OurMAC: frame.MAC(cfg.MAC), MTU: cfg.MTU,
+		V4: v4, V6: v6,
+		Neigh: responder(cfg, host),
+		Rules: rules.Rules{
+			HostLoopback4: alias(&cfg.IPv4, &host.V4),
+			HostLoopback6: alias(&cfg.IPv6, &host.V6),
+		},
+		Host: sock.Host{
+			Scope: uint32(max(host.V6.Index, 0)),
+			Out4:  cfg.IPv4.Outbound, Out6: cfg.IPv6.Outbound,
+		},
+		UDPTimeout: kernel.UDPTimeout, UDPStreamTimeout: kernel.UDPStreamTimeout,
+		PeekOff4: v4 && sock.PeekOffset(unix.AF_INET), PeekOff6: v6 && sock.PeekOffset(unix.AF_INET6),
+	}
+	if guest.MAC != nil {
+		c.GuestMAC = frame.MAC(guest.MAC)
+	}
+	return c
+}
+
+// responder is what the services on the guest's link answer.
+func responder(cfg *config.Config, host *autodetect.Host) neigh.Responder {
+	addr := func(a netip.Addr) (b frame.Addr) {
+		if a.IsValid() {
+			b = a.As16()
+		}
+		return b
+	}
+	r := neigh.Responder{
+		MAC: frame.MAC(cfg.MAC), MTU: cfg.MTU,
+		Guest4: addr(host.V4.Address), Prefix: addr(host.V6.Address),
+		NoRA: !cfg.RA,
+	}
+	if cfg.NDP {
+		r.LinkLocal = addr(host.V6.LinkLocal)
+	}
+	return r
 }

@@ -1,0 +1,87 @@
+package flow
+
+import (
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+
+	"fusilli/tapio"
+	"fusilli/tapio/frame"
+)
+
+// Headroom is what an actor's buffer has in front of the payload: the longest headers a frame
+// begins with (virtio_net_hdr, Ethernet, IPv6, TCP without options), rounded up.
+const Headroom = 96
+
+// BufferSize is the size of the buffers of Env.Buffer: headers and the longest payload.
+const BufferSize = Headroom + 65536
+
+// Env is what all actors of one translator share. Its fields are set before the first actor starts
+// and not changed any more, except for those with methods of their own.
+type Env struct {
+	Link tapio.Link
+	Log  *zap.Logger
+
+	OurMAC frame.MAC // source of all frames to the guest
+	MTU    int       // of the guest's link, bytes of IP packet
+
+	// Peek offset (SO_PEEK_OFF, socket(7)) works on TCP sockets of that family: Linux 6.9.
+	PeekOff4, PeekOff6 bool
+
+	UDPTimeout, UDPStreamTimeout time.Duration // idle time after which a UDP flow ends
+
+	// Held is the number of bytes taken from the guest that host sockets did not take yet, over
+	// all flows.
+	Held atomic.Int64
+
+	guestMAC atomic.Uint64
+	buffers  sync.Pool
+
+	Counters Counters
+}
+
+// Counters count what an operator may want to know. Each is only ever added to.
+type Counters struct {
+	Dropped      [frame.NumReasons]atomic.Uint64 // frames from the guest that were refused, by reason
+	MailboxFull  atomic.Uint64                   // runs lost since an actor had not caught up
+	SlabsOut     atomic.Uint64                   // frames lost since no slab was free
+	TableFull    atomic.Uint64                   // flows refused
+	LinkDropped  atomic.Uint64                   // frames to the guest that the link did not take
+	TCP, UDP     atomic.Uint64                   // flows made
+	ICMP         atomic.Uint64
+	Panics       atomic.Uint64 // flows that ended by a panic
+	NoFlow       atomic.Uint64 // TCP segments without a flow
+	ServiceDrops atomic.Uint64 // frames to ARP, NDP and the like that found the mailbox full
+}
+
+// GuestMAC returns the guest's MAC address as last seen.
+func (e *Env) GuestMAC() frame.MAC {
+	v := e.guestMAC.Load()
+	return frame.MAC{byte(v >> 40), byte(v >> 32), byte(v >> 24), byte(v >> 16), byte(v >> 8), byte(v)}
+}
+
+// SetGuestMAC makes m the destination of frames to the guest and reports whether that is a change.
+func (e *Env) SetGuestMAC(m frame.MAC) bool {
+	v := uint64(m[0])<<40 | uint64(m[1])<<32 | uint64(m[2])<<24 | uint64(m[3])<<16 | uint64(m[4])<<8 | uint64(m[5])
+	if e.guestMAC.Load() == v {
+		return false
+	}
+	e.guestMAC.Store(v)
+	return true
+}
+
+// Buffer returns a buffer for building a frame, held by the caller until PutBuffer. Actors take
+// one when they have something to send and give it back before they sleep, so that an idle flow
+// holds none.
+func (e *Env) Buffer() *[BufferSize]byte {
+	b, _ := e.buffers.Get().(*[BufferSize]byte)
+	if b == nil {
+		b = new([BufferSize]byte)
+	}
+	return b
+}
+
+// PutBuffer gives b back.
+func (e *Env) PutBuffer(b *[BufferSize]byte) { e.buffers.Put(b) }

@@ -1,0 +1,345 @@
+package tcp
+
+import (
+	"hash/maphash"
+	"net/netip"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+
+	"fusilli/actors/flow"
+	"fusilli/tapio/frame"
+)
+
+const (
+	defaultMSS = 536     // RFC 9293, section 3.7.1: what a SYN without the option means
+	ourScale   = 8       // window scale we announce: windows up to 16 MiB
+	maxWindow  = 1 << 20 // advertised; what fits a mailbox
+
+	rtoMin     = flow.Time(400 * time.Millisecond)
+	rtoSYN     = flow.Time(time.Second)
+	rtoMax     = flow.Time(120 * time.Second)
+	maxRetries = 7
+
+	keepAlive  = flow.Time(30 * time.Second)
+	inactivity = flow.Time(2 * time.Hour)
+	linkRetry  = flow.Time(2 * time.Millisecond) // after the link dropped a frame of ours
+)
+
+type state uint8
+
+const (
+	connecting state = iota
+	synReceived
+	established
+)
+
+// conn is one connection. Serve's goroutine is the only one that touches it.
+type conn struct {
+	env  *flow.Env
+	port *flow.Port
+	host netip.AddrPort // whom the socket talks to
+	fd   int
+	v6   bool
+
+	state    state
+	over     bool // nothing is left to do
+	reset    bool // the socket is to be closed with RST
+	peekOff  bool // the socket has SO_PEEK_OFF
+	eof      bool // the peer has sent FIN
+	finSent  bool // our FIN went to the guest, at sequence number sndMax-1
+	finAcked bool // the guest has acknowledged it
+	guestFIN bool // the guest has sent FIN
+	shut     bool // it was passed on to the socket
+	finDone  bool // and the peer has acknowledged it: ours to the guest may go
+	ackNow   bool // an acknowledgement or window is to be sent before sleeping
+	failed   bool // the socket has failed; sockErr says how
+	finOnce  bool // FIN was sent at least once: sndMax includes it
+	again    bool // the link dropped a frame: try again when the alarm goes off
+
+	guestScale uint8
+	scale      uint8
+	retries    uint8
+	dupAcks    uint8
+
+	mss        int
+	maxPayload int
+
+	// From the guest. Everything before rcvNxt was taken by the socket or is held.
+	rcvNxt  uint32
+	rcvEdge uint32 // first sequence number beyond the window advertised; never moves back
+	ackSent uint32
+	lastWnd uint32 // window when rcvEdge was moved last
+	heldLen int
+	held    []chunk
+
+	// To the guest. sndUna is where the socket's queue begins.
+	sndUna, sndNxt, sndMax uint32
+	recover                uint32 // sndMax when a loss was noticed
+	recovering             bool
+	guestWnd               uint32
+	wl1                    uint32 // sequence number of the segment guestWnd came from
+
+	sockErr unix.Errno
+
+	rtoAt  flow.Time // when to retransmit or probe; 0: nothing outstanding
+	rto    flow.Time
+	seenAt flow.Time // last segment from the guest
+	liveAt flow.Time // last segment or data from either side
+
+	hdr header
+}
+
+// chunk is payload the socket has not taken yet. run, if any, is released with it.
+type chunk struct {
+	data []byte
+	run  flow.Run
+}
+
+// Dialer makes the sockets of connections; it is told who shall be reached.
+type Dialer interface {
+	// Dial returns a non-blocking stream socket that connects or is connected to addr.
+	Dial(addr netip.AddrPort) (fd int, err error)
+}
+
+// Serve runs the connection of port, whose mailbox holds the guest's SYN, until it ends, and
+// leaves the port closed. host is where it leads to.
+func Serve(env *flow.Env, port *flow.Port, dialer Dialer, host netip.AddrPort) {
+	c := &conn{env: env, port: port, host: host, fd: -1}
+	defer func() {
+		c.releaseHeld()
+		if c.reset && c.fd >= 0 {
+			unix.SetsockoptLinger(c.fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+		}
+		port.Close()
+	}()
+	if !c.open(dialer) {
+		return
+	}
+	for !c.over {
+		c.step()
+	}
+}
+
+// step does all there is to do now and then sleeps.
+func (c *conn) step() {
+	for {
+		r, ok := c.port.Recv()
+		if !ok {
+			break
+		}
+		c.fromGuest(&r)
+		if c.over {
+			return
+		}
+	}
+	if c.port.Stopped() {
+		c.abort(true)
+		return
+	}
+	if c.port.Written() {
+		c.written()
+	}
+	if c.port.Alarmed() {
+		c.port.AlarmDone()
+		c.onTime(flow.Now())
+	}
+	if c.failed {
+		c.fail()
+	}
+	if c.eof && !c.finSent && !c.over {
+		c.sendFIN()
+	}
+	if c.over {
+		return
+	}
+	if c.finAcked && c.finDone {
+		if c.ackNow {
+			c.sendAck()
+		}
+		c.over = true
+		return
+	}
+	c.setAlarm()
+	c.port.Wait(true, 0)
+}
+
+var (
+	isnSeed = maphash.MakeSeed()
+)
+
+// isn chooses an initial sequence number as RFC 6528 says: a keyed hash of the flow plus a clock of
+// 32 ns ticks.
+func isn(k *flow.Key) uint32 {
+	h := maphash.Comparable(isnSeed, *k)
+	return uint32(h) ^ uint32(h>>32) + uint32(flow.Now()>>5)
+}
+
+// open handles the SYN the flow begins with and starts to connect. It reports whether the flow
+// goes on.
+func (c *conn) open(dialer Dialer) bool {
+	r := c.port.First()
+	defer r.Release()
+	var v flow.View
+	if !r.Next(&v) {
+		return false
+	}
+	k := c.port.Key()
+	c.v6 = !c.host.Addr().Is4()
+	tcp := frame.TCPHeader(v.Frame[v.L4:v.End])
+	opt := frame.ParseSYNOptions(v.Frame[v.L4+tcpLen : v.Payload])
+	c.mss = defaultMSS
+	if opt.MSS != 0 {
+		c.mss = int(opt.MSS)
+	}
+	c.mss = min(max(c.mss, 64), maxSegment(k.V6()))
+	if opt.HaveScale {
+		c.guestScale, c.scale = opt.Scale, ourScale
+	}
+	c.maxPayload = maxSegment(k.V6())
+	c.rcvNxt = tcp.Seq() + 1
+	c.ackSent = c.rcvNxt
+	c.rcvEdge = c.rcvNxt + 65535
+	c.lastWnd = 65535
+	c.guestWnd = uint32(tcp.Window())
+	c.wl1 = tcp.Seq()
+	c.sndUna = isn(k)
+	c.sndNxt, c.sndMax = c.sndUna, c.sndUna
+	c.rto = rtoSYN
+	c.seenAt = flow.Now()
+	c.liveAt = c.seenAt
+	c.hdr.init(c.env, k)
+
+	fd, err := dialer.Dial(c.host)
+	if err != nil {
+		c.env.Log.Debug("connect", zap.Stringer("host", c.host), zap.Error(err))
+		c.sendRST()
+		return false
+	}
+	c.fd = fd
+	if err := c.port.Open(fd, c.fromHost); err != nil {
+		c.env.Log.Warn("socket cannot be waited for", zap.Error(err))
+		c.sendRST()
+		return false
+	}
+	if c.env.PeekOff4 && !c.v6 || c.env.PeekOff6 && c.v6 {
+		c.peekOff = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PEEK_OFF, 0) == nil
+	}
+	switch flow.Poll(fd, unix.POLLOUT) {
+	case 0:
+		c.port.AwaitWrite(flow.Writable)
+	case unix.POLLOUT:
+		c.accepted()
+	default:
+		c.connected()
+	}
+	return !c.over
+}
+
+// connected is called when the connection attempt has ended.
+func (c *conn) connected() {
+	if e := c.socketError(); e != 0 {
+		c.env.Log.Debug("connect", zap.Stringer("host", c.host), zap.Error(e))
+		c.sockErr = e
+		c.fail()
+		return
+	}
+	c.accepted()
+}
+
+// accepted is called when the peer has accepted the connection: now the guest hears so.
+func (c *conn) accepted() {
+	c.state = synReceived
+	c.sendSYN()
+	c.sndNxt = c.sndUna + 1
+	c.sndMax = c.sndNxt
+	c.rtoAt = flow.Now() + c.rto
+}
+
+// written is called when a wait for the write side of the socket has ended.
+func (c *conn) written() {
+	switch {
+	case c.state == connecting:
+		c.connected()
+	case len(c.held) > 0:
+		c.flush()
+	case c.shut && !c.finDone:
+		c.awaitFIN()
+	}
+}
+
+// socketError takes the pending error off the socket.
+func (c *conn) socketError() unix.Errno {
+	v, err := unix.GetsockoptInt(c.fd, unix.SOL_SOCKET, unix.SO_ERROR)
+	if err != nil {
+		return unix.EIO
+	}
+	return unix.Errno(v)
+}
+
+// fail ends the connection since the socket has failed: the guest gets a reset.
+func (c *conn) fail() {
+	c.sendRST()
+	c.over = true
+	c.reset = true
+}
+
+// abort ends the connection with a reset of the socket, and of the guest's end too if told so.
+func (c *conn) abort(tellGuest bool) {
+	if tellGuest {
+		c.sendRST()
+	}
+	c.over = true
+	c.reset = true
+}
+
+// Timers.
+
+func (c *conn) setAlarm() {
+	at := c.seenAt + keepAlive
+	if c.rtoAt != 0 && c.rtoAt < at {
+		at = c.rtoAt
+	}
+	c.port.SetAlarm(at)
+}
+
+func (c *conn) onTime(now flow.Time) {
+	c.again = false // the wait tries the link once more
+	switch {
+	case now-c.liveAt >= inactivity:
+		c.abort(true)
+	case c.rtoAt != 0 && now >= c.rtoAt:
+		c.timeout(now)
+	case c.rtoAt == 0 && c.state == established && now-c.seenAt >= keepAlive:
+		c.sendProbe()
+		c.seenAt = now // the next probe in 30 s
+	}
+}
+
+// timeout is what happens when the guest has not answered for a retransmission time-out.
+func (c *conn) timeout(now flow.Time) {
+	if c.sndMax == c.sndUna && (c.guestWnd > 0 || c.finSent) {
+		c.rtoAt = 0
+		return
+	}
+	c.retries++
+	if c.retries > maxRetries {
+		c.env.Log.Debug("guest does not answer", zap.Stringer("host", c.host))
+		c.abort(true)
+		return
+	}
+	c.rto = min(c.rto*2, rtoMax)
+	c.rtoAt = now + c.rto
+	switch {
+	case c.state == synReceived:
+		c.sendSYN()
+	case c.guestWnd == 0:
+		// Closed, with or without data in flight: ask for the window. A guest that answers
+		// resets retries.
+		c.rewind()
+		c.sendProbe()
+	default:
+		c.rewind()
+	}
+}

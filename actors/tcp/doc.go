@@ -1,0 +1,49 @@
+// Package tcp carries the guest's TCP connections: each is one actor between segments on the
+// guest's link and a stream socket of the host.
+//
+// # Theory of operation
+//
+// There is no full TCP here. The host's kernel speaks TCP to the outside and the guest's kernel
+// speaks TCP to us; the actor translates between segments and socket calls, and keeps no data.
+//
+// From the host: data is peeked (MSG_PEEK at SO_PEEK_OFF), sent to the guest as one super-frame of
+// up to 64 KiB within the guest's window, and taken off the socket (MSG_TRUNC) when the guest has
+// acknowledged it. The socket's receive buffer is the retransmission buffer; to retransmit is to
+// move the peek offset back.
+//
+// From the guest: payload in order is handed to the socket at once and acknowledged when the socket
+// has taken it. What the socket does not take stays in the frames it came in until the socket is
+// writable. The window advertised is the room in the socket's send buffer plus a bounded headroom:
+// the kernel lets a send buffer grow only if it was full at times. A peer that stops reading thus
+// fills the send buffer, then the headroom, and then closes the guest's window.
+//
+// Control is translated one to one: SYN and connect, FIN and shutdown or end of file, RST and a
+// reset. A guest's FIN is acknowledged only when the peer has acknowledged everything up to and
+// including ours, so that a guest that lingers learns the truth.
+//
+// # States
+//
+//	connecting   the host's socket connects; the guest repeats its SYN, which is ignored
+//	synReceived  SYN,ACK sent, repeated on a timer; the guest's ACK establishes
+//	established  data both ways; each direction ends by itself (guestFIN, finSent)
+//
+// An actor ends when both directions have ended and both FINs are acknowledged, on a reset from
+// either side, when retransmissions are used up, or after two hours without a segment.
+//
+// # Timers
+//
+// All are deadlines of one alarm that is moved lazily: a later deadline costs nothing.
+//
+//	retransmission  unacknowledged data, FIN or SYN,ACK at the guest: 400 ms (1 s for SYN,ACK),
+//	                doubled each time up to 120 s, reset after 7
+//	window probe    the guest's window is closed: as retransmission, but never gives up while the
+//	                guest answers
+//	keep-alive      30 s without a segment from the guest: a probe; a guest that forgot the
+//	                connection answers RST and so frees it
+//	inactivity      2 h
+//
+// # Limits
+//
+// Headroom is 128 KiB a flow, and shrinks to one segment while all flows together hold more than
+// 32 MiB. Segments out of order are not kept. Neither SACK nor timestamps are offered.
+package tcp

@@ -1,0 +1,379 @@
+package tcp
+
+import (
+	"bytes"
+	"sync"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"fusilli/actors/flow"
+	"fusilli/tapio/frame"
+)
+
+const (
+	headroom   = 128 << 10 // bytes a flow may hold beyond its socket's send buffer
+	heldBudget = 32 << 20  // bytes all flows may hold before headroom shrinks
+	maxPieces  = 64        // pieces of payload in one sendmsg
+)
+
+// batch is scratch for handing a run's payload to the socket in one call.
+type batch struct {
+	iov [maxPieces]unix.Iovec
+	msg unix.Msghdr
+	n   int
+	len int
+}
+
+var batches = sync.Pool{New: func() any { return new(batch) }}
+
+// fromGuest handles a run of segments and releases it, or keeps it as held data.
+func (c *conn) fromGuest(r *flow.Run) {
+	b := batches.Get().(*batch)
+	b.n, b.len = 0, 0
+	keep := *r // what is held later is released through this copy
+	var v flow.View
+	c.seenAt = flow.Now()
+	c.liveAt = c.seenAt
+	for !c.over && r.Next(&v) {
+		c.segment(&v, b)
+		if b.n == maxPieces {
+			c.push(b, &keep)
+		}
+	}
+	if !c.over {
+		c.push(b, &keep)
+	}
+	batches.Put(b)
+	keep.Release()
+	if c.guestFIN && !c.shut && len(c.held) == 0 && !c.over {
+		c.shutdown()
+	}
+}
+
+// segment handles one segment; payload in order is added to b.
+func (c *conn) segment(v *flow.View, b *batch) {
+	tcp := frame.TCPHeader(v.Frame[v.L4:v.End])
+	data := v.Frame[v.Payload:v.End]
+	seq, fl := tcp.Seq(), tcp.Flags()
+
+	if fl&frame.RST != 0 {
+		c.guestReset(seq)
+		return
+	}
+	if fl&frame.SYN != 0 {
+		switch {
+		case c.state == synReceived && seq+1 == c.rcvNxt:
+			c.sendSYN()
+		case c.state == established:
+			c.ackNow = true // RFC 5961, section 4: a guest that has restarted answers RST
+		}
+		return
+	}
+	if fl&frame.ACK == 0 || c.state == connecting {
+		return
+	}
+	ack := tcp.Ack()
+	if c.state == synReceived {
+		if ack != c.sndNxt {
+			return
+		}
+		c.establish(seq, tcp)
+	}
+	if seqLT(seq, c.rcvNxt) && len(data) <= 1 && fl&frame.FIN == 0 && seq+1 == c.rcvNxt {
+		// Keep-alive or window probe: answer, and have the host's kernel ask the peer.
+		unix.SetsockoptInt(c.fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1)
+		c.ackNow = true
+	}
+	if seqGT(seq, c.rcvEdge) || seqGT(ack, c.sndMax) {
+		c.ackNow = true // RFC 9293, section 3.10.7.4: not acceptable
+		return
+	}
+	c.acked(seq, ack, tcp, len(data), fl)
+	if len(data) > 0 {
+		data = c.inOrder(seq, data)
+		if data == nil {
+			return
+		}
+		seq = c.rcvNxt
+		b.add(data)
+		c.rcvNxt += uint32(len(data))
+		seq += uint32(len(data))
+	}
+	if fl&frame.FIN != 0 && !c.guestFIN && seq == c.rcvNxt {
+		c.guestFIN = true
+		c.rcvNxt++
+	} else if fl&frame.FIN != 0 {
+		c.ackNow = true
+	}
+}
+
+// inOrder returns the part of data, which begins at seq, that continues what was received, or nil
+// if there is none.
+func (c *conn) inOrder(seq uint32, data []byte) []byte {
+	c.ackNow = true
+	if c.guestFIN {
+		return nil
+	}
+	if seqGT(seq, c.rcvNxt) {
+		// A gap. One acknowledgement for each such segment lets the guest count them (RFC 5681).
+		c.sendAck()
+		return nil
+	}
+	old := c.rcvNxt - seq
+	if old >= uint32(len(data)) {
+		return nil
+	}
+	data = data[old:]
+	if room := c.rcvEdge - c.rcvNxt; uint32(len(data)) > room {
+		data = data[:room]
+	}
+	if len(data) == 0 {
+		return nil
+	}
+	return data
+}
+
+// guestReset handles RST (RFC 5961, section 3): only the exact sequence number resets.
+func (c *conn) guestReset(seq uint32) {
+	switch {
+	case seq == c.rcvNxt || seq == c.ackSent:
+		c.abort(false)
+	case seqGE(seq, c.rcvNxt) && seqLT(seq, c.rcvEdge):
+		c.ackNow = true
+	}
+}
+
+// establish handles the segment that completes the handshake.
+func (c *conn) establish(seq uint32, tcp frame.TCPHeader) {
+	c.state = established
+	c.sndUna = c.sndNxt
+	c.retries = 0
+	c.rto = rtoMin
+	c.rtoAt = 0
+	c.wl1 = seq
+	c.guestWnd = uint32(tcp.Window()) << c.guestScale
+}
+
+// acked handles the acknowledgement and window of a segment.
+func (c *conn) acked(seq, ack uint32, tcp frame.TCPHeader, n int, fl uint8) {
+	wnd := uint32(tcp.Window()) << c.guestScale
+	if seqGT(ack, c.sndUna) {
+		c.advance(ack)
+	} else if ack == c.sndUna && n == 0 && fl&frame.FIN == 0 && c.sndMax != c.sndUna && wnd == c.guestWnd {
+		c.dupAcks++
+		if c.dupAcks == 3 && !c.recovering {
+			c.recovering, c.recover = true, c.sndMax
+			c.resendFirst()
+		}
+	}
+	if ack == c.sndUna && seqGE(seq, c.wl1) {
+		c.wl1 = seq
+		if wnd != c.guestWnd {
+			c.guestWnd = wnd
+		}
+		if wnd == 0 && c.rtoAt == 0 && !c.finSent {
+			c.rto = rtoMin
+			c.rtoAt = c.seenAt + c.rto
+		}
+		c.retries = 0 // it answers
+	}
+}
+
+// advance takes what the guest has acknowledged off the socket.
+func (c *conn) advance(ack uint32) {
+	n := int(ack - c.sndUna)
+	if c.finOnce && ack == c.sndMax {
+		c.finSent, c.finAcked = true, true
+		n--
+	}
+	if n > 0 && !c.discard(n) {
+		return
+	}
+	c.sndUna = ack
+	if seqLT(c.sndNxt, ack) {
+		c.sndNxt = ack
+		c.setPeek(0)
+	}
+	c.dupAcks = 0
+	c.retries = 0
+	c.rto = rtoMin
+	if c.sndMax == ack {
+		c.rtoAt = 0
+		c.recovering = false
+	} else {
+		c.rtoAt = c.seenAt + c.rto
+		if c.recovering {
+			if seqGE(ack, c.recover) {
+				c.recovering = false
+			} else {
+				c.resendFirst() // RFC 6582: a partial acknowledgement shows the next loss
+			}
+		}
+	}
+}
+
+// Towards the socket.
+
+// add adds data to b. There is room: the caller pushes a full batch.
+func (b *batch) add(data []byte) {
+	b.iov[b.n].Base = &data[0]
+	b.iov[b.n].SetLen(len(data))
+	b.n++
+	b.len += len(data)
+}
+
+// push hands b's payload, which lies in run, to the socket, behind what is held, and holds what the
+// socket does not take. b is empty afterwards.
+func (c *conn) push(b *batch, run *flow.Run) {
+	if b.n == 0 {
+		return
+	}
+	c.ackNow = true
+	sent := 0
+	if len(c.held) == 0 {
+		n, err := sendIov(c.fd, b)
+		if err != 0 && err != unix.EAGAIN && err != unix.ENOBUFS {
+			c.sockErr, c.failed = err, true
+			b.n, b.len = 0, 0
+			return
+		}
+		sent = n
+	}
+	if sent < b.len {
+		c.hold(b, sent, run)
+		c.port.AwaitWrite(flow.Writable)
+	}
+	b.n, b.len = 0, 0
+	c.openWindow(false)
+}
+
+// hold keeps b's payload but for its first skip bytes.
+func (c *conn) hold(b *batch, skip int, run *flow.Run) {
+	c.heldLen += b.len - skip
+	c.env.Held.Add(int64(b.len - skip))
+	lend := run.Lendable()
+	for i := 0; i < b.n; i++ {
+		d := unsafe.Slice(b.iov[i].Base, int(b.iov[i].Len))
+		if skip >= len(d) {
+			skip -= len(d)
+			continue
+		}
+		d = d[skip:]
+		skip = 0
+		if lend {
+			c.held = append(c.held, chunk{data: d, run: run.Hold()})
+		} else {
+			c.held = append(c.held, chunk{data: bytes.Clone(d)})
+		}
+	}
+}
+
+// flush hands held payload to the socket, which takes data again.
+func (c *conn) flush() {
+	b := batches.Get().(*batch)
+	for len(c.held) > 0 {
+		b.n, b.len = 0, 0
+		for i := range c.held {
+			if b.n == maxPieces {
+				break
+			}
+			b.add(c.held[i].data)
+		}
+		n, err := sendIov(c.fd, b)
+		if err != 0 && err != unix.EAGAIN && err != unix.ENOBUFS {
+			c.sockErr, c.failed = err, true
+			break
+		}
+		c.dropHeld(n)
+		if n < b.len {
+			c.port.AwaitWrite(flow.Writable)
+			break
+		}
+	}
+	batches.Put(b)
+	c.openWindow(true)
+	c.ackNow = true
+	if c.guestFIN && !c.shut && len(c.held) == 0 && !c.failed {
+		c.shutdown()
+	}
+}
+
+func (c *conn) dropHeld(n int) {
+	c.heldLen -= n
+	c.env.Held.Add(int64(-n))
+	i := 0
+	for ; i < len(c.held) && n >= len(c.held[i].data); i++ {
+		n -= len(c.held[i].data)
+		c.held[i].run.Release()
+	}
+	if n > 0 {
+		c.held[i].data = c.held[i].data[n:]
+	}
+	c.held = append(c.held[:0], c.held[i:]...)
+	if len(c.held) == 0 {
+		c.held = nil
+	}
+}
+
+func (c *conn) releaseHeld() {
+	for i := range c.held {
+		c.held[i].run.Release()
+	}
+	c.held = nil
+	c.env.Held.Add(int64(-c.heldLen))
+	c.heldLen = 0
+}
+
+// openWindow moves the right edge of the advertised window if little of it is left, or if told to.
+func (c *conn) openWindow(force bool) {
+	left := c.rcvEdge - c.rcvNxt
+	if seqLT(c.rcvEdge, c.rcvNxt) {
+		left = 0
+	}
+	if !force && left > c.lastWnd/2 && left >= uint32(c.mss) {
+		return
+	}
+	room := headroom
+	if c.env.Held.Load() > heldBudget {
+		room = c.mss
+	}
+	room -= c.heldLen
+	if free := sendRoom(c.fd); free > 0 {
+		room += free
+	}
+	if room <= 0 {
+		return
+	}
+	if c.scale == 0 {
+		room = min(room, 65535)
+	}
+	room = min(room, maxWindow)
+	edge := c.ackNo() + uint32(room)
+	// Silly window avoidance (RFC 9293, section 3.8.6.2.2).
+	if seqGT(edge, c.rcvEdge) && (edge-c.rcvEdge >= uint32(min(c.mss, room/2)) || left == 0) {
+		c.rcvEdge = edge
+		c.lastWnd = edge - c.rcvNxt
+		c.ackNow = true
+	}
+}
+
+// shutdown passes the guest's FIN on. Everything before it was taken by the socket.
+func (c *conn) shutdown() {
+	c.shut = true
+	if err := unix.Shutdown(c.fd, unix.SHUT_WR); err != nil {
+		c.failed = true
+		return
+	}
+	c.awaitFIN()
+}
+
+// awaitFIN acknowledges the guest's FIN if the peer has acknowledged ours, or waits for that.
+func (c *conn) awaitFIN() {
+	if finAcked(uintptr(c.fd)) {
+		c.finDone = true
+		c.ackNow = true
+		return
+	}
+	c.port.AwaitWrite(finAcked)
+}

@@ -1,0 +1,151 @@
+package tcp
+
+import (
+	"golang.org/x/sys/unix"
+
+	"fusilli/actors/flow"
+	"fusilli/tapio/frame"
+)
+
+// fromHost is what the actor does in its wait, before it sleeps and whenever the socket may be
+// readable. It moves what the peer has sent to the guest, and then sends the acknowledgement that
+// is due, if it did not go with the data. It returns true if something else is to be done first.
+func (c *conn) fromHost() bool {
+	if c.forward() {
+		return true
+	}
+	if c.ackNow {
+		c.sendAck()
+	}
+	return false
+}
+
+// forward moves what the peer has sent to the guest until there is no more, or no room.
+func (c *conn) forward() bool {
+	if c.state != established {
+		return false
+	}
+	if c.finSent {
+		// Nothing more to read; but the connection may still be reset.
+		if e := c.socketError(); e != 0 {
+			c.sockErr, c.failed = e, true
+			return true
+		}
+		return false
+	}
+	buf := c.env.Buffer()
+	defer c.env.PutBuffer(buf)
+	for {
+		room := c.room()
+		if room == 0 {
+			return false // an acknowledgement or window update comes by mail
+		}
+		flight := int(c.sndNxt - c.sndUna)
+		n, err := c.peek(buf[flow.Headroom:flow.Headroom+room], flight)
+		switch {
+		case err == unix.EAGAIN:
+			return false
+		case err != 0:
+			c.sockErr, c.failed = err, true
+			return true
+		case n == 0:
+			c.eof = true
+			return true
+		}
+		fl := uint8(0)
+		if n < room {
+			fl = frame.PSH
+		}
+		c.arm()
+		if !c.send(buf, c.sndNxt, fl, n) {
+			// Lost on the link: the same again in a moment.
+			c.setPeek(flight)
+			c.again = true
+			c.port.SetAlarm(flow.Now() + linkRetry)
+			return false
+		}
+		c.sndNxt += uint32(n)
+		if seqGT(c.sndNxt, c.sndMax) {
+			c.sndMax = c.sndNxt
+		}
+		if c.port.Mail() {
+			return true
+		}
+	}
+}
+
+// arm starts the retransmission timer for data about to be sent, unless it runs.
+func (c *conn) arm() {
+	now := flow.Now()
+	c.liveAt = now
+	if c.rtoAt == 0 {
+		c.rtoAt = now + c.rto
+		c.port.SetAlarm(c.rtoAt)
+	}
+}
+
+// room returns how much payload may go to the guest in the next segment: a multiple of its MSS
+// where more than one fits.
+func (c *conn) room() int {
+	flight := c.sndNxt - c.sndUna
+	if flight >= c.guestWnd {
+		return 0
+	}
+	room := int(c.guestWnd - flight)
+	if room < c.mss && flight > 0 {
+		return 0 // silly window avoidance, sender's side (RFC 9293, section 3.8.6.2.1)
+	}
+	room = min(room, c.maxPayload)
+	if room > c.mss {
+		room -= room % c.mss
+	}
+	return room
+}
+
+// sendFIN tells the guest that the peer has sent everything. All data before it was sent, if
+// perhaps not acknowledged.
+func (c *conn) sendFIN() {
+	c.finSent, c.finOnce = true, true
+	c.arm()
+	c.flags(c.sndNxt, frame.FIN)
+	c.sndNxt++
+	if seqGT(c.sndNxt, c.sndMax) {
+		c.sndMax = c.sndNxt
+	}
+}
+
+// rewind goes back to the first byte that is not acknowledged; sending starts again from there.
+func (c *conn) rewind() {
+	c.sndNxt = c.sndUna
+	c.recovering = false
+	c.dupAcks = 0
+	c.finSent, c.eof = false, false // they follow the data again
+	c.setPeek(0)
+}
+
+// resendFirst sends the first segment that is not acknowledged once more and leaves everything
+// else as it is.
+func (c *conn) resendFirst() {
+	out := int(c.sndMax - c.sndUna)
+	if c.finSent && !c.finAcked {
+		out--
+	}
+	if out <= 0 {
+		if c.finSent {
+			c.flags(c.sndUna, frame.FIN)
+		}
+		return
+	}
+	buf := c.env.Buffer()
+	defer c.env.PutBuffer(buf)
+	flight := int(c.sndNxt - c.sndUna)
+	if c.finSent {
+		flight = out
+	}
+	c.setPeek(0)
+	n, err := c.peek(buf[flow.Headroom:flow.Headroom+min(out, c.mss)], 0)
+	c.setPeek(flight)
+	if err == 0 && n > 0 {
+		c.send(buf, c.sndUna, 0, n)
+	}
+}
