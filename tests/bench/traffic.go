@@ -324,6 +324,10 @@ func (g *generator) streams(addr string, n int, first byte, use func(net.Conn) e
 		if err != nil {
 			return err
 		}
+		// Bulk senders leave Nagle's algorithm on; Go turns it off.
+		if err := c.(*net.TCPConn).SetNoDelay(false); err != nil {
+			return err
+		}
 		g.conns = append(g.conns, c)
 	}
 	for _, c := range g.conns {
