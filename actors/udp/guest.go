@@ -119,7 +119,10 @@ func (c *conn) datagrams(o *outgoing, v *flow.View) {
 			}
 			room = o.room(size, c.segLimit)
 		}
-		n := min(room, len(data))
+		n := len(data)
+		if n > room {
+			n = room - room%size
+		}
 		o.add(data[:n], size)
 		if data = data[n:]; len(data) == 0 {
 			return
@@ -137,8 +140,8 @@ func (o *outgoing) begin(size int) bool {
 	return true
 }
 
-// room returns how many bytes of datagrams of size bytes may be added to the last row as one piece;
-// -1 for none at all. limit is the size of datagrams from which on they do not go in rows.
+// room returns how many bytes of datagrams of size bytes may be added to the last row as one piece,
+// at least size; -1 for none at all. limit is the size of datagrams from which on they do not go in rows.
 func (o *outgoing) room(size, limit int) int {
 	if o.n == 0 {
 		return -1
@@ -148,7 +151,7 @@ func (o *outgoing) room(size, limit int) int {
 		if size == 0 || size >= limit {
 			return size
 		}
-		return max(1, min(maxSegments, maxRow/size)) * size
+		return max(size, min(maxSegments*size, maxRow))
 	}
 	if o.pieces == maxPieces || r.closed || size == 0 || size > r.size || r.size >= limit || r.count == maxSegments || r.bytes+size > maxRow {
 		return -1
@@ -156,7 +159,7 @@ func (o *outgoing) room(size, limit int) int {
 	if size < r.size {
 		return size
 	}
-	return min(maxSegments-r.count, (maxRow-r.bytes)/size) * size
+	return min((maxSegments-r.count)*size, maxRow-r.bytes)
 }
 
 // add adds data, no more than room says, to the last row.

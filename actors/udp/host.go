@@ -192,6 +192,7 @@ func (c *conn) fromHost() bool {
 		if first {
 			first = false
 			c.seen(&c.hostSeen)
+			c.port.SetAlarm(c.expiry()) // the stream's time-out may be the shorter one
 		}
 		full := n == in.batch()
 		c.deliver(in, n)
@@ -282,9 +283,12 @@ func (w *rowWriter) flush(c *conn) {
 func (c *conn) writeRow(b []byte, size int) {
 	h := &c.hdr
 	mac := c.env.GuestMAC()
-	most := max(1, min(maxSegments, maxRow/max(size, 1))) * size
+	most := max(size, min(maxSegments*size, maxRow))
 	for {
-		n := min(len(b)-flow.Headroom, most)
+		n := len(b) - flow.Headroom
+		if n > most {
+			n = most - most%size
+		}
 		f := b[flow.Headroom-h.len : cap(b)]
 		h.put(f, mac, n, size)
 		c.write(f, h.len+n)

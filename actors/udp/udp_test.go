@@ -1,0 +1,657 @@
+package udp
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/gopacket/gopacket"
+	"github.com/gopacket/gopacket/layers"
+	"golang.org/x/sys/unix"
+
+	"fusilli/actors/flow"
+	"fusilli/actors/sock"
+	"fusilli/tapio"
+	"fusilli/tapio/frame"
+)
+
+// maxData is the longest payload that fits frame.MaxFrame.
+func (f family) maxData() int {
+	if f.guest.Is4() {
+		return 65507
+	}
+	return min(65507, maxRow)
+}
+
+func TestEcho(t *testing.T) {
+	forFamilies(t, func(t *testing.T, fam family) {
+		p := peer(t, fam)
+		b := newBed(t, fam, portOf(p), options{})
+		buf := make([]byte, 65536)
+		for i, n := range []int{0, 1, 2, 17, 18, 19, 63, 64, 1400, 1472, 1473, 9000, 0, 32768, 65000, 5, fam.maxData(), 1} {
+			data := pattern(n, uint32(i))
+			b.send(data)
+			got, from, err := p.ReadFromUDPAddrPort(buf)
+			if err != nil {
+				t.Fatalf("%d bytes: %v", n, err)
+			}
+			if !bytes.Equal(buf[:got], data) {
+				t.Fatalf("%d bytes arrive as %d others", n, got)
+			}
+			if _, err := p.WriteToUDPAddrPort(data, from); err != nil {
+				t.Fatal(err)
+			}
+			if back := b.receive(); len(back) != 1 || !bytes.Equal(back[0], data) {
+				t.Fatalf("%d bytes come back as %d datagrams", n, len(back))
+			}
+		}
+	})
+}
+
+func TestGuestPortIsKept(t *testing.T) {
+	forFamilies(t, func(t *testing.T, fam family) {
+		free := peer(t, fam)
+		port := portOf(free)
+		free.Close()
+		p := peer(t, fam)
+		b := newBed(t, fam, portOf(p), options{guestPort: port})
+		b.send([]byte("x"))
+		_, from, err := p.ReadFromUDPAddrPort(make([]byte, 1))
+		if err != nil || from.Port() != port {
+			t.Errorf("came from %v, %v, want port %d", from, err, port)
+		}
+	})
+}
+
+func TestGuestPortInUseOnHost(t *testing.T) {
+	forFamilies(t, func(t *testing.T, fam family) {
+		taken, p := peer(t, fam), peer(t, fam)
+		b := newBed(t, fam, portOf(p), options{guestPort: portOf(taken)})
+		b.send([]byte("x"))
+		_, from, err := p.ReadFromUDPAddrPort(make([]byte, 1))
+		if err != nil || from.Port() == portOf(taken) {
+			t.Fatalf("came from %v, %v", from, err)
+		}
+		p.WriteToUDPAddrPort([]byte("y"), from)
+		if got := b.receive(); string(got[0]) != "y" {
+			t.Errorf("got %q", got)
+		}
+	})
+}
+
+// expect reads datagrams off p and compares.
+func expect(t testing.TB, p *net.UDPConn, want [][]byte) netip.AddrPort {
+	t.Helper()
+	buf := make([]byte, 65536)
+	var from netip.AddrPort
+	for i, w := range want {
+		n, a, err := p.ReadFromUDPAddrPort(buf)
+		if err != nil {
+			t.Fatalf("datagram %d of %d: %v", i, len(want), err)
+		}
+		if !bytes.Equal(buf[:n], w) {
+			t.Fatalf("datagram %d: got %d bytes, want %d", i, n, len(w))
+		}
+		from = a
+	}
+	return from
+}
+
+// noRows makes sockets on which the kernel refuses UDP_SEGMENT (udp(7)): SO_NO_CHECK does that.
+type noRows struct{ sock.Host }
+
+func (d *noRows) UDP(port uint16, addr netip.AddrPort) (int, error) {
+	fd, err := d.Host.UDP(port, addr)
+	if err == nil {
+		err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_NO_CHECK, 1)
+	}
+	return fd, err
+}
+
+var batches = []struct {
+	name  string
+	sizes []int
+}{
+	{"one size", []int{100, 100, 100, 100, 100}},
+	{"last shorter", []int{1400, 1400, 1400, 700}},
+	{"shorter in between", []int{1400, 700, 1400, 700, 700, 1400}},
+	{"empty ones", []int{0, 0, 5, 0, 5, 5, 0}},
+	{"growing", []int{1, 2, 3, 4, 5, 6, 7, 8}},
+	{"many small", repeat(1, 200)},
+	{"many different", mixed(150)},
+	{"large", []int{30000, 30000, 30000, 30000, 65000, 20000}},
+}
+
+func repeat(n, times int) []int {
+	s := make([]int, times)
+	for i := range s {
+		s[i] = n
+	}
+	return s
+}
+
+func mixed(n int) []int {
+	s := make([]int, n)
+	for i := range s {
+		s[i] = i * i * 7 % 1473
+	}
+	return s
+}
+
+func datagrams(sizes []int) [][]byte {
+	var all [][]byte
+	for i, n := range sizes {
+		all = append(all, pattern(n, uint32(i)))
+	}
+	return all
+}
+
+func TestBatchFromGuest(t *testing.T) {
+	for _, d := range []struct {
+		name   string
+		dialer Dialer
+	}{{"rows", &sock.Host{}}, {"no rows", &noRows{}}} {
+		for _, tt := range batches {
+			t.Run(d.name+"/"+tt.name, func(t *testing.T) {
+				forFamilies(t, func(t *testing.T, fam family) {
+					if d.name == "no rows" && !fam.guest.Is4() {
+						t.Skip("the kernel drops datagrams without checksum")
+					}
+					p := peer(t, fam)
+					b := newBed(t, fam, portOf(p), options{dialer: d.dialer})
+					for range 2 {
+						all := datagrams(tt.sizes)
+						b.send(all...)
+						expect(t, p, all)
+					}
+				})
+			})
+		}
+	}
+}
+
+func TestRowFromGuest(t *testing.T) {
+	for _, tt := range []struct {
+		name       string
+		bytes, gso int
+		dialer     Dialer
+	}{
+		{"even", 14000, 1400, nil},
+		{"last shorter", 14001, 1400, nil},
+		{"as long as it gets", maxRow, 1024, nil},
+		{"more segments than the kernel sends at once", 128 * 100, 100, nil},
+		{"no row at all", 100, 100, nil},
+		{"shorter than a segment", 100, 200, nil},
+		{"one byte each", 300, 1, nil},
+		{"refused by the kernel", 14001, 1400, &noRows{}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			forFamilies(t, func(t *testing.T, fam family) {
+				if tt.dialer != nil && !fam.guest.Is4() {
+					t.Skip("the kernel drops datagrams without checksum")
+				}
+				p := peer(t, fam)
+				b := newBed(t, fam, portOf(p), options{dialer: tt.dialer})
+				data := pattern(tt.bytes, 1)
+				var want [][]byte
+				for rest := data; len(rest) > 0; {
+					n := min(tt.gso, len(rest))
+					want = append(want, rest[:n])
+					rest = rest[n:]
+				}
+				b.offer(b.frameOf(data, tt.gso), b.frameOf(data, tt.gso), b.frameOf([]byte("end"), 0))
+				want = append(want, want...)
+				expect(t, p, append(want, []byte("end")))
+			})
+		})
+	}
+}
+
+// collect reads frames until there are n datagrams.
+func (b *bed) collect(n int) (all [][]byte, frames int) {
+	b.t.Helper()
+	for len(all) < n {
+		all = append(all, b.receive()...)
+		frames++
+	}
+	return all, frames
+}
+
+func TestBatchToGuest(t *testing.T) {
+	for _, tt := range batches {
+		t.Run(tt.name, func(t *testing.T) {
+			forFamilies(t, func(t *testing.T, fam family) {
+				p := peer(t, fam)
+				b := newBed(t, fam, portOf(p), options{})
+				b.send([]byte("hello"))
+				from := expect(t, p, [][]byte{[]byte("hello")})
+				for range 3 {
+					all := datagrams(tt.sizes)
+					for i, d := range all {
+						if _, err := p.WriteToUDPAddrPort(d, from); err != nil {
+							t.Fatal(err)
+						}
+						if i%16 == 15 { // no more than the socket's buffer holds
+							compare(t, b, all[i-15:i+1])
+						}
+					}
+					compare(t, b, all[len(all)&^15:])
+				}
+			})
+		})
+	}
+}
+
+func compare(t *testing.T, b *bed, want [][]byte) {
+	t.Helper()
+	got, _ := b.collect(len(want))
+	if len(got) != len(want) {
+		t.Fatalf("%d datagrams, want %d", len(got), len(want))
+	}
+	for i := range want {
+		if !bytes.Equal(got[i], want[i]) {
+			t.Fatalf("datagram %d: %d bytes, want %d", i, len(got[i]), len(want[i]))
+		}
+	}
+}
+
+// openConn returns a flow that nobody runs, connected to p.
+func openConn(t testing.TB, fam family, p *net.UDPConn) (*bed, *conn) {
+	t.Helper()
+	b := newBed(t, fam, portOf(p), options{doNotServe: true})
+	c := &conn{env: b.env, port: b.port, host: netip.AddrPortFrom(fam.loopback, portOf(p)), fresh: true,
+		ttl: defaultTTL, segLimit: maxRow}
+	if !c.open(&sock.Host{}) {
+		t.Fatal("flow does not open")
+	}
+	t.Cleanup(b.port.Close)
+	b.send([]byte("hello"))
+	c.fromGuest()
+	return b, c
+}
+
+func TestWaitingDatagramsMakeOneRow(t *testing.T) {
+	forFamilies(t, func(t *testing.T, fam family) {
+		p := peer(t, fam)
+		b, c := openConn(t, fam, p)
+		from := expect(t, p, [][]byte{[]byte("hello")})
+		c.fromHost() // nothing there
+		for round := range 3 {
+			all := datagrams(append(repeat(1400, 20), 300))
+			for _, d := range all {
+				p.WriteToUDPAddrPort(d, from)
+			}
+			c.fromHost()
+			got, frames := b.collect(len(all))
+			for i := range all {
+				if !bytes.Equal(got[i], all[i]) {
+					t.Fatalf("round %d: datagram %d differs", round, i)
+				}
+			}
+			if frames != 1 {
+				t.Errorf("round %d: %d frames, want 1", round, frames)
+			}
+		}
+	})
+}
+
+// sendRow sends data as datagrams of size bytes in one call.
+func sendRow(t *testing.T, p *net.UDPConn, to netip.AddrPort, data []byte, size int) {
+	t.Helper()
+	oob := make([]byte, unix.CmsgSpace(2))
+	h := (*unix.Cmsghdr)(ptr(oob))
+	h.Level, h.Type = unix.SOL_UDP, unix.UDP_SEGMENT
+	h.SetLen(unix.CmsgLen(2))
+	*(*uint16)(ptr(oob[unix.CmsgLen(0):])) = uint16(size)
+	if _, _, err := p.WriteMsgUDPAddrPort(data, oob, to); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestRowsFromHostStayRows(t *testing.T) {
+	forFamilies(t, func(t *testing.T, fam family) {
+		p := peer(t, fam)
+		b, c := openConn(t, fam, p)
+		from := expect(t, p, [][]byte{[]byte("hello")})
+		for _, tt := range []struct{ n, size int }{{14000, 1400}, {14001, 1400}, {64 * 100, 100}, {64 * 1000, 1000}, {2, 1}, {65400, 1200}} {
+			data := pattern(tt.n, 3)
+			sendRow(t, p, from, data, tt.size)
+			p.WriteToUDPAddrPort([]byte("end"), from)
+			c.fromHost()
+			got, frames := b.collect((tt.n+tt.size-1)/tt.size + 1)
+			if !bytes.Equal(bytes.Join(got, nil), append(data, "end"...)) {
+				t.Fatalf("%+v: data differ", tt)
+			}
+			if len(got[0]) != tt.size || frames != 2 {
+				t.Errorf("%+v: %d datagrams of %d bytes in %d frames", tt, len(got), len(got[0]), frames)
+			}
+		}
+	})
+}
+
+func TestGuestWithoutRows(t *testing.T) {
+	forFamilies(t, func(t *testing.T, fam family) {
+		p := peer(t, fam)
+		b := newBed(t, fam, portOf(p), options{without: tapio.USO | tapio.Csum})
+		b.send([]byte("hello"))
+		from := expect(t, p, [][]byte{[]byte("hello")})
+		data := pattern(14001, 1)
+		sendRow(t, p, from, data, 1400)
+		got, frames := b.collect(11)
+		if !bytes.Equal(bytes.Join(got, nil), data) || frames != 11 {
+			t.Errorf("%d frames", frames)
+		}
+	})
+}
+
+func TestUnreachablePortReachesGuest(t *testing.T) {
+	forFamilies(t, func(t *testing.T, fam family) {
+		p := peer(t, fam)
+		port := portOf(p)
+		p.Close()
+		b := newBed(t, fam, port, options{})
+		data := pattern(2000, 1)
+		for range 3 {
+			b.send(data)
+			f := b.frame()
+			pkt := gopacket.NewPacket(f[frame.VnetLen:], layers.LayerTypeEthernet, gopacket.Default)
+			src, dst := pkt.NetworkLayer().NetworkFlow().Endpoints()
+			if !bytes.Equal(src.Raw(), fam.remote.AsSlice()) || !bytes.Equal(dst.Raw(), fam.guest.AsSlice()) {
+				t.Fatalf("error from %v to %v", src, dst)
+			}
+			var quote, sum []byte
+			var first gopacket.Decoder = layers.LayerTypeIPv4
+			n := 8
+			if l, ok := pkt.Layer(layers.LayerTypeICMPv4).(*layers.ICMPv4); ok {
+				if l.TypeCode != layers.CreateICMPv4TypeCode(3, 3) {
+					t.Fatalf("type %v", l.TypeCode)
+				}
+				quote, sum = l.Payload, append(bytes.Clone(l.Contents), l.Payload...)
+				if frame.Checksum(sum, 0) != 0 {
+					t.Error("checksum is wrong")
+				}
+			} else if l, ok := pkt.Layer(layers.LayerTypeICMPv6).(*layers.ICMPv6); ok {
+				if l.TypeCode != layers.CreateICMPv6TypeCode(1, 4) {
+					t.Fatalf("type %v", l.TypeCode)
+				}
+				quote, sum = l.Payload[4:], append(bytes.Clone(l.Contents), l.Payload...)
+				if frame.Checksum(sum, frame.PseudoSum(&b.key.Remote, &b.key.Guest, frame.ProtoICMPv6, len(sum))) != 0 {
+					t.Error("checksum is wrong")
+				}
+				// The kernel that sent it quotes up to 1232 bytes with headers.
+				first, n = layers.LayerTypeIPv6, 1232-frame.IPv6Len-frame.UDPLen
+			} else {
+				t.Fatalf("no ICMP: %v", pkt)
+			}
+			q := gopacket.NewPacket(quote, first, gopacket.Default)
+			udp, ok := q.TransportLayer().(*layers.UDP)
+			if !ok || uint16(udp.SrcPort) != b.key.GuestPort || uint16(udp.DstPort) != b.key.RemotePort {
+				t.Fatalf("quoted: %v", q)
+			}
+			if !bytes.HasPrefix(udp.Payload, data[:n]) {
+				t.Errorf("quoted payload differs")
+			}
+		}
+	})
+}
+
+// A pending error makes one call fail; the datagram it fails with is not lost.
+func TestDatagramAfterErrorIsNotLost(t *testing.T) {
+	forFamilies(t, func(t *testing.T, fam family) {
+		p := peer(t, fam)
+		port := portOf(p)
+		p.Close()
+		b := newBed(t, fam, port, options{doNotServe: true})
+		c := &conn{env: b.env, port: b.port, host: netip.AddrPortFrom(fam.loopback, port), ttl: defaultTTL, segLimit: maxRow}
+		if !c.open(&sock.Host{}) {
+			t.Fatal("flow does not open")
+		}
+		defer b.port.Close()
+		b.send([]byte("lost"))
+		c.fromGuest() // refused at once, on loopback
+		p, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(c.host))
+		if err != nil {
+			t.Skip("somebody has taken the port")
+		}
+		defer p.Close()
+		p.SetDeadline(time.Now().Add(patience))
+		all := datagrams([]int{10, 10, 20})
+		b.send(all...)
+		c.step()
+		expect(t, p, all)
+		if b.frame()[frame.VnetLen+12] == 0 {
+			t.Error("no error for the first one")
+		}
+		if c.failed || c.sendError {
+			t.Error("flow has failed")
+		}
+	})
+}
+
+func TestTTLIsCopied(t *testing.T) {
+	forFamilies(t, func(t *testing.T, fam family) {
+		p := peer(t, fam)
+		raw, err := p.SyscallConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		raw.Control(func(fd uintptr) {
+			unix.SetsockoptInt(int(fd), unix.SOL_IP, unix.IP_RECVTTL, 1)
+			unix.SetsockoptInt(int(fd), unix.SOL_IPV6, unix.IPV6_RECVHOPLIMIT, 1)
+		})
+		b := newBed(t, fam, portOf(p), options{})
+		for _, ttl := range []uint8{64, 3, 3, 255, 64, 1} {
+			b.ttl = ttl
+			b.send([]byte("x"))
+			oob := make([]byte, 256)
+			_, n, _, _, err := p.ReadMsgUDPAddrPort(make([]byte, 1), oob)
+			if err != nil {
+				t.Fatal(err)
+			}
+			msgs, err := unix.ParseSocketControlMessage(oob[:n])
+			if err != nil || len(msgs) != 1 {
+				t.Fatalf("%v, %v", msgs, err)
+			}
+			if got := *(*int32)(ptr(msgs[0].Data)); got != int32(ttl) {
+				t.Errorf("TTL %d, want %d", got, ttl)
+			}
+		}
+	})
+}
+
+func TestExpiry(t *testing.T) {
+	const short, long = 30 * time.Millisecond, time.Hour
+	for _, tt := range []struct {
+		name           string
+		timeout        time.Duration
+		stream         time.Duration
+		sends, answers int
+	}{
+		{"no answer", short, long, 3, 0},
+		{"question and answer", short, long, 1, 1},
+		{"stream", long, short, 2, 1},
+		{"two answers", long, short, 1, 2},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			p := peer(t, families[0])
+			b := newBed(t, families[0], portOf(p), options{timeout: tt.timeout, stream: tt.stream})
+			var from netip.AddrPort
+			for range tt.sends {
+				b.send([]byte("x"))
+				from = expect(t, p, [][]byte{[]byte("x")})
+			}
+			for range tt.answers {
+				p.WriteToUDPAddrPort([]byte("y"), from)
+				b.receive()
+			}
+			select {
+			case <-b.done:
+			case <-time.After(patience):
+				t.Error("flow does not end")
+			}
+		})
+	}
+}
+
+// late connects its sockets after a stranger has sent something to them.
+type late struct {
+	t        *testing.T
+	stranger *net.UDPConn
+}
+
+func (d *late) UDP(port uint16, addr netip.AddrPort) (int, error) {
+	h := &sock.Host{}
+	fd, err := h.UDP(port, addr)
+	if err != nil {
+		return fd, err
+	}
+	// Back to unconnected (connect(2), AF_UNSPEC), but bound.
+	any := unix.RawSockaddr{Family: unix.AF_UNSPEC}
+	if _, _, e := syscall.RawSyscall(syscall.SYS_CONNECT, uintptr(fd), uintptr(ptrOf(&any)), unsafeSize); e != 0 {
+		d.t.Error(e)
+	}
+	to := netip.AddrPortFrom(addr.Addr(), port)
+	for i := range 6 {
+		if _, err := d.stranger.WriteToUDPAddrPort(make([]byte, 100*i), to); err != nil {
+			d.t.Error(err)
+		}
+	}
+	return fd, unix.Connect(fd, h.Sockaddr(addr))
+}
+
+func TestStrangersAreNotHeard(t *testing.T) {
+	forFamilies(t, func(t *testing.T, fam family) {
+		free := peer(t, fam)
+		port := portOf(free)
+		free.Close()
+		p := peer(t, fam)
+		b := newBed(t, fam, portOf(p), options{guestPort: port, dialer: &late{t, peer(t, fam)}})
+		b.send([]byte("x"))
+		from := expect(t, p, [][]byte{[]byte("x")})
+		p.WriteToUDPAddrPort([]byte("peer"), from)
+		if got := b.receive(); string(got[0]) != "peer" {
+			t.Errorf("got %d bytes", len(got[0]))
+		}
+	})
+}
+
+type noDialer struct{}
+
+func (noDialer) UDP(uint16, netip.AddrPort) (int, error) { return -1, os.ErrPermission }
+
+func TestFlowWithoutSocketEnds(t *testing.T) {
+	b := newBed(t, families[0], 9, options{dialer: noDialer{}, doNotServe: true})
+	b.send([]byte("x"))
+	Serve(b.env, b.port, noDialer{}, netip.AddrPortFrom(families[0].loopback, 9))
+	if !b.port.Gone() {
+		t.Error("port is open")
+	}
+}
+
+func TestBroadcastIsRefused(t *testing.T) {
+	_, err := (&sock.Host{}).UDP(40000, netip.MustParseAddrPort("255.255.255.255:9"))
+	if !errors.Is(err, unix.EACCES) && !errors.Is(err, unix.ENETUNREACH) {
+		t.Errorf("err = %v", err)
+	}
+}
+
+func TestManyFlows(t *testing.T) {
+	n := 500
+	if testing.Short() {
+		n = 50
+	}
+	p := peer(t, families[0])
+	for i := range n {
+		b := newBed(t, families[0], portOf(p), options{guestPort: uint16(20000 + i)})
+		want := fmt.Appendf(nil, "flow %d", i)
+		b.send(want)
+		from := expect(t, p, [][]byte{want})
+		p.WriteToUDPAddrPort(want, from)
+		if got := b.receive(); !bytes.Equal(got[0], want) {
+			t.Fatalf("got %q, want %q", got[0], want)
+		}
+	}
+}
+
+func TestNoAllocations(t *testing.T) {
+	if raceEnabled {
+		t.Skip("pools lose things on purpose under the race detector")
+	}
+	forFamilies(t, func(t *testing.T, fam family) {
+		p := peer(t, fam)
+		b, c := openConn(t, fam, p)
+		from := expect(t, p, [][]byte{[]byte("hello")})
+		c.env.Link = nullLink{c.env.Link}
+		lone, row := b.frameOf(pattern(64, 1), 0), b.frameOf(pattern(14001, 1), 1400)
+		var v frame.Packet
+		frame.Parse(row, &v)
+		fill := func(f []byte) {
+			var pkt frame.Packet
+			frame.Parse(f, &pkt)
+			slab := b.pool.Get()
+			for range 3 {
+				copy(slab.Room(), f)
+				slab.Append(len(f), &pkt)
+				b.port.Offer(slab.Run(0))
+			}
+			slab.Release()
+		}
+		data := pattern(1400, 1)
+		buf := make([]byte, 65536)
+		run := func() {
+			fill(lone)
+			c.step()
+			fill(row)
+			c.step()
+			for range 10 {
+				p.WriteToUDPAddrPort(data, from)
+			}
+			c.fromHost()
+			for range 10 {
+				p.ReadFromUDPAddrPort(buf)
+			}
+		}
+		run()
+		if n := testing.AllocsPerRun(100, run); n >= 1 {
+			t.Errorf("%v allocations", n)
+		}
+	})
+}
+
+// nullLink takes everything.
+type nullLink struct{ tapio.Link }
+
+func (nullLink) Write([]byte) error { return nil }
+
+func TestPresent(t *testing.T) {
+	c := &conn{host: netip.MustParseAddrPort("198.51.100.7:53")}
+	c.port = flow.NewPort(flow.Key{Guest: frame.AddrOf(families[0].guest), Remote: frame.AddrOf(families[0].remote)})
+	for _, tt := range []struct {
+		name, from, want string
+	}{
+		{"peer", "198.51.100.7", "192.0.2.9"},
+		{"router", "203.0.113.1", "203.0.113.1"},
+		{"loopback", "127.0.0.1", ""},
+		{"the guest's own", "10.0.2.15", ""},
+		{"unspecified", "0.0.0.0", ""},
+		{"other family", "2001:db8::1", ""},
+		{"none", "", ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var from netip.Addr
+			if tt.from != "" {
+				from = netip.MustParseAddr(tt.from)
+			}
+			got, ok := c.present(from)
+			if ok != (tt.want != "") || ok && frame.NetIP(got).String() != tt.want {
+				t.Errorf("present = %v, %v, want %q", frame.NetIP(got), ok, tt.want)
+			}
+		})
+	}
+}
