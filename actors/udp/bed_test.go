@@ -31,6 +31,8 @@ var (
 	guestMAC = frame.MAC{2, 0, 0, 0, 0, 2}
 )
 
+var nopLog = zap.NewNop()
+
 // family is the addresses of a test: those the guest sees, and the host's.
 type family struct {
 	name          string
@@ -87,7 +89,7 @@ func newBed(t testing.TB, fam family, port uint16, o options) *bed {
 	link, guest := tapio.Pipe(tapio.PipeOptions{WithoutToB: o.without, Queue: 4096})
 	b := &bed{
 		t: t, fam: fam, ttl: 64, pool: flow.NewPool(64),
-		env: &flow.Env{Link: link, Log: zap.NewNop(), OurMAC: ourMAC, MTU: 1500, UDPTimeout: o.timeout, UDPStreamTimeout: o.stream},
+		env: &flow.Env{Link: link, Log: nopLog, OurMAC: ourMAC, MTU: 1500, UDPTimeout: o.timeout, UDPStreamTimeout: o.stream},
 		key: flow.Key{Guest: frame.AddrOf(fam.guest), Remote: frame.AddrOf(fam.remote), GuestPort: o.guestPort,
 			RemotePort: 40053, Proto: frame.ProtoUDP},
 		frames: make(chan []byte, 4096), done: make(chan struct{}),

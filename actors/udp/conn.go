@@ -1,7 +1,10 @@
 package udp
 
 import (
+	"errors"
 	"net/netip"
+	"sync/atomic"
+	"time"
 
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
@@ -16,6 +19,8 @@ const (
 	// bulkBuffer is what the socket's buffers are set to when one of them was full. The kernel takes
 	// no more than net.core.rmem_max and wmem_max.
 	bulkBuffer = 4 << 20
+	// warnPeriod is the time between two warnings of the same kind.
+	warnPeriod = flow.Time(time.Minute)
 )
 
 // Dialer makes the sockets of flows.
@@ -65,7 +70,7 @@ func (c *conn) open(dialer Dialer) bool {
 	k := c.port.Key()
 	fd, err := dialer.UDP(k.GuestPort, c.host)
 	if err != nil {
-		c.env.Log.Debug("Dropping datagram with no flow", zap.Stringer("host", c.host), zap.Error(err))
+		c.noSocket(err)
 		return false
 	}
 	c.fd = fd
@@ -76,6 +81,23 @@ func (c *conn) open(dialer Dialer) bool {
 	c.hdr.init(c.env, k)
 	c.lastAt = flow.Now()
 	return true
+}
+
+// lastWarning is when noSocket has warned, in flow.Time, for the whole process, whose limits are what
+// it warns of.
+var lastWarning atomic.Int64
+
+// noSocket logs that there is no socket. Destinations that cannot be reached are none of our
+// business, but the lack of descriptors or memory is, and is said once in a while.
+func (c *conn) noSocket(err error) {
+	log := c.env.Log.Debug
+	if errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOMEM) || errors.Is(err, unix.ENOBUFS) {
+		now, then := int64(flow.Now())+1, lastWarning.Load()
+		if (then == 0 || now-then >= int64(warnPeriod)) && lastWarning.CompareAndSwap(then, now) {
+			log = c.env.Log.Warn
+		}
+	}
+	log("Dropping datagram with no flow", zap.Stringer("host", c.host), zap.Error(err))
 }
 
 // step does all there is to do before the actor sleeps. It reports whether the flow goes on.

@@ -10,9 +10,9 @@ import (
 const (
 	// maxSegments is the number of datagrams in a row: UDP_MAX_SEGMENTS of Linux before 6.9.
 	maxSegments = 64
-	// maxRow is the number of bytes of payload in a row: what fits a packet of either version whose
-	// frame is no longer than frame.MaxFrame.
-	maxRow = frame.MaxFrame - frame.L3Off - frame.IPv6Len - frame.UDPLen
+	// maxRow is the number of bytes of payload in a row: what fits a packet of 65535 bytes of either
+	// version.
+	maxRow = 65535 - frame.IPv6Len - frame.UDPLen
 )
 
 // header is the part of a flow's frames to the guest that stays the same, laid out as it is sent,

@@ -13,6 +13,8 @@ import (
 
 	"github.com/gopacket/gopacket"
 	"github.com/gopacket/gopacket/layers"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
 	"golang.org/x/sys/unix"
 
 	"fusilli/actors/flow"
@@ -26,7 +28,7 @@ func (f family) maxData() int {
 	if f.guest.Is4() {
 		return 65507
 	}
-	return min(65507, maxRow)
+	return min(65527, frame.MaxFrame-frame.L3Off-frame.IPv6Len-frame.UDPLen)
 }
 
 func TestEcho(t *testing.T) {
@@ -184,7 +186,7 @@ func TestRowFromGuest(t *testing.T) {
 	}{
 		{"even", 14000, 1400, nil},
 		{"last shorter", 14001, 1400, nil},
-		{"as long as it gets", maxRow, 1024, nil},
+		{"as long as it gets", maxRow, 1200, nil},
 		{"more segments than the kernel sends at once", 128 * 100, 100, nil},
 		{"no row at all", 100, 100, nil},
 		{"shorter than a segment", 100, 200, nil},
@@ -551,6 +553,18 @@ func TestFlowWithoutSocketEnds(t *testing.T) {
 	Serve(b.env, b.port, noDialer{}, netip.AddrPortFrom(families[0].loopback, 9))
 	if !b.port.Gone() {
 		t.Error("port is open")
+	}
+}
+
+func TestOutOfDescriptorsWarnsOnce(t *testing.T) {
+	core, logs := observer.New(zap.InfoLevel)
+	c := &conn{env: &flow.Env{Log: zap.New(core)}}
+	lastWarning.Store(0)
+	for _, e := range []unix.Errno{unix.ENETUNREACH, unix.EMFILE, unix.EMFILE, unix.EACCES} {
+		c.noSocket(os.NewSyscallError("socket", e))
+	}
+	if n := logs.Len(); n != 1 {
+		t.Errorf("%d warnings, want 1", n)
 	}
 }
 
