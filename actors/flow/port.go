@@ -6,8 +6,6 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // mailboxSize is the number of runs a flow's mailbox holds. A run is up to 64 KiB of a flow's
@@ -236,27 +234,4 @@ func (p *Port) watch(check func(fd uintptr) bool) {
 	p.raw.Write(check)
 	p.notes.And(^uint32(noteWatching))
 	p.note(noteWritten)
-}
-
-// Writable is a check for AwaitWrite: there is room in the socket's send buffer, a connection
-// attempt has ended, or the socket has failed.
-func Writable(fd uintptr) bool { return Poll(int(fd), unix.POLLOUT) != 0 }
-
-// Poll asks without waiting which of events (poll(2)) hold for fd; errors and hang-ups are always
-// among the answers.
-func Poll(fd int, events int16) int16 {
-	p := [1]unix.PollFd{{Fd: int32(fd), Events: events}}
-	for {
-		n, err := unix.Poll(p[:], 0)
-		if err == unix.EINTR {
-			continue
-		}
-		if err != nil {
-			return unix.POLLERR
-		}
-		if n == 0 {
-			return 0
-		}
-		return p[0].Revents
-	}
 }

@@ -1,13 +1,76 @@
 package sock
 
 import (
+	"encoding/binary"
+	"net/netip"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
 
-// Send sends b to the peer fd is connected to, without waiting. It goes past the scheduler's
-// book-keeping, as a call that never blocks may. b may be empty.
+// The calls here go past the scheduler's book-keeping (RawSyscall), as calls that never block may.
+// Through the ordinary wrappers, one that takes the kernel longer than 20 µs (a connect or a reset
+// over a local link carries the peer's answer within the call) costs the thread its place, and the
+// flow two switches of threads.
+
+func rawSocket(family, kind int) (int, unix.Errno) {
+	fd, _, e := unix.RawSyscall(unix.SYS_SOCKET, uintptr(family), uintptr(kind|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC), 0)
+	return int(fd), e
+}
+
+func rawSetInt(fd, level, opt int, v int32) unix.Errno {
+	_, _, e := unix.RawSyscall6(unix.SYS_SETSOCKOPT, uintptr(fd), uintptr(level), uintptr(opt),
+		uintptr(unsafe.Pointer(&v)), unsafe.Sizeof(v), 0)
+	return e
+}
+
+// rawConnect connects to addr, whose scope, if it is link-local, is scope.
+func rawConnect(fd int, addr netip.AddrPort, scope uint32) unix.Errno {
+	var sa unix.RawSockaddrInet6
+	n := uintptr(unix.SizeofSockaddrInet6)
+	port := (*[2]byte)(unsafe.Pointer(&sa.Port)) // at the same place in both kinds
+	binary.BigEndian.PutUint16(port[:], addr.Port())
+	if a := addr.Addr(); a.Is4() {
+		sa4 := (*unix.RawSockaddrInet4)(unsafe.Pointer(&sa))
+		sa4.Family, sa4.Addr = unix.AF_INET, a.As4()
+		n = unix.SizeofSockaddrInet4
+	} else {
+		sa.Family, sa.Addr = unix.AF_INET6, a.As16()
+		if a.IsLinkLocalUnicast() {
+			sa.Scope_id = scope
+		}
+	}
+	_, _, e := unix.RawSyscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&sa)), n)
+	return e
+}
+
+// Reset ends fd's connection with RST: what the peer has sent and what it has not acknowledged is
+// thrown away. The descriptor stays open.
+func Reset(fd int) {
+	sa := unix.RawSockaddrInet4{Family: unix.AF_UNSPEC} // connect(2): dissolves the association
+	unix.RawSyscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&sa)), unix.SizeofSockaddrInet4)
+}
+
+// Poll asks without waiting which of events (poll(2)) hold for fd; errors and hang-ups are always
+// among the answers.
+func Poll(fd int, events int16) int16 {
+	p := unix.PollFd{Fd: int32(fd), Events: events}
+	var zero unix.Timespec
+	for {
+		n, _, e := unix.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&p)), 1, uintptr(unsafe.Pointer(&zero)), 0, 0, 0)
+		switch {
+		case e == unix.EINTR:
+			continue
+		case e != 0:
+			return unix.POLLERR
+		case n == 0:
+			return 0
+		}
+		return p.Revents
+	}
+}
+
+// Send sends b to the peer fd is connected to, without waiting. b may be empty.
 func Send(fd int, b []byte) unix.Errno {
 	for {
 		_, _, e := unix.RawSyscall6(unix.SYS_SENDTO, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(b))),

@@ -48,21 +48,20 @@ func family(v4 bool) int {
 // and connect(2), but for EINPROGRESS.
 func (h *Host) Dial(addr netip.AddrPort) (int, error) {
 	v4 := addr.Addr().Is4()
-	fd, err := unix.Socket(family(v4), unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return -1, os.NewSyscallError("socket", err)
+	fd, e := rawSocket(family(v4), unix.SOCK_STREAM)
+	if e != 0 {
+		return -1, os.NewSyscallError("socket", e)
 	}
-	unix.SetsockoptInt(fd, unix.SOL_TCP, unix.TCP_NODELAY, 1)
+	rawSetInt(fd, unix.SOL_TCP, unix.TCP_NODELAY, 1)
 	if out := h.out(v4); out.IsValid() {
-		// Without it the connection would still work, from another address.
 		if err := unix.Bind(fd, h.Sockaddr(netip.AddrPortFrom(out, 0))); err != nil {
 			unix.Close(fd)
 			return -1, fmt.Errorf("bind TCP socket to %s: %w", out, err)
 		}
 	}
-	if err := unix.Connect(fd, h.Sockaddr(addr)); err != nil && err != unix.EINPROGRESS {
+	if e := rawConnect(fd, addr, h.Scope); e != 0 && e != unix.EINPROGRESS {
 		unix.Close(fd)
-		return -1, os.NewSyscallError("connect", err)
+		return -1, os.NewSyscallError("connect", e)
 	}
 	return fd, nil
 }

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"fusilli/actors/flow"
+	"fusilli/actors/sock"
 	"fusilli/tapio/frame"
 )
 
@@ -110,7 +111,7 @@ func Serve(env *flow.Env, port *flow.Port, dialer Dialer, host netip.AddrPort) {
 	defer func() {
 		c.releaseHeld()
 		if c.reset && c.fd >= 0 {
-			unix.SetsockoptLinger(c.fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+			sock.Reset(c.fd)
 		}
 		port.Close()
 	}()
@@ -218,6 +219,12 @@ func (c *conn) open(dialer Dialer) bool {
 		return false
 	}
 	c.fd = fd
+	// Over a short path the connection is there already; then the guest hears of it before
+	// anything else is done.
+	done := sock.Poll(fd, unix.POLLOUT)
+	if done == unix.POLLOUT {
+		c.accepted()
+	}
 	if err := c.port.Open(fd, c.fromHost); err != nil {
 		c.env.Log.Warn("socket cannot be waited for", zap.Error(err))
 		c.sendRST()
@@ -226,11 +233,10 @@ func (c *conn) open(dialer Dialer) bool {
 	if c.env.PeekOff4 && !c.v6 || c.env.PeekOff6 && c.v6 {
 		c.peekOff = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PEEK_OFF, 0) == nil
 	}
-	switch flow.Poll(fd, unix.POLLOUT) {
+	switch done {
 	case 0:
-		c.port.AwaitWrite(flow.Writable)
+		c.port.AwaitWrite(writable)
 	case unix.POLLOUT:
-		c.accepted()
 	default:
 		c.connected()
 	}

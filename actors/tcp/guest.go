@@ -242,7 +242,7 @@ func (c *conn) push(b *batch, run *flow.Run) {
 	}
 	if sent < b.len {
 		c.hold(b, sent, run)
-		c.port.AwaitWrite(flow.Writable)
+		c.port.AwaitWrite(writable)
 	}
 	b.n, b.len = 0, 0
 	c.openWindow(false)
@@ -287,7 +287,7 @@ func (c *conn) flush() {
 		}
 		c.dropHeld(n)
 		if n < b.len {
-			c.port.AwaitWrite(flow.Writable)
+			c.port.AwaitWrite(writable)
 			break
 		}
 	}

@@ -5,6 +5,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"fusilli/actors/sock"
 )
 
 // System calls on the socket. None of them blocks, so they go past the scheduler's book-keeping
@@ -127,6 +129,10 @@ func sendRoom(fd int) int {
 	}
 	return int(v[memSndbuf]) - int(v[memWmemQueued])
 }
+
+// writable is a check for AwaitWrite: there is room in the socket's send buffer, a connection
+// attempt has ended, or the socket has failed.
+func writable(fd uintptr) bool { return sock.Poll(int(fd), unix.POLLOUT) != 0 }
 
 // finAcked is a check for AwaitWrite: the peer has acknowledged our FIN, or the socket has failed.
 func finAcked(fd uintptr) bool {
