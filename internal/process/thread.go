@@ -33,18 +33,34 @@ func StartThread(fd int) (*Thread, error) {
 		done:  make(chan struct{}),
 	}
 	entered := make(chan error)
-	go t.run(fd, entered)
+	go offMainThread(func() { t.run(fd, entered) })
 	if err := <-entered; err != nil {
 		return nil, err
 	}
 	return t, nil
 }
 
-// run never unlocks its thread: the runtime then ends it, rather than let it serve other
-// goroutines in the wrong namespace.
+// offMainThread calls f, which may change its thread for good. The thread ends with f
+// rather than serve other goroutines. It is never the process's main thread: that one
+// does not end, and its namespace is what /proc/self and /proc/net show.
+func offMainThread(f func()) {
+	runtime.LockOSThread()
+	if unix.Gettid() != unix.Getpid() {
+		f()
+		return // still locked
+	}
+	defer runtime.UnlockOSThread()
+	locked := make(chan struct{})
+	go func() {
+		runtime.LockOSThread()
+		close(locked)
+		f()
+	}()
+	<-locked // until then we keep the main thread from that goroutine
+}
+
 func (t *Thread) run(fd int, entered chan<- error) {
 	defer close(t.done)
-	runtime.LockOSThread()
 	err := unix.Setns(fd, unix.CLONE_NEWNET)
 	if err != nil {
 		entered <- fmt.Errorf("enter network namespace: %w", err)

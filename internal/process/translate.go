@@ -43,6 +43,7 @@ func Translate(start *Start, spec Spec, log *logging.Logger, run func(context.Co
 	defer signal.Stop(signals)
 	signal.Ignore(unix.SIGPIPE)
 	showName()
+	raiseFiles()
 
 	env := &Env{spec: spec, log: log}
 	ctx, cancel := context.WithCancelCause(context.Background())
@@ -75,6 +76,16 @@ func Translate(start *Start, spec Spec, log *logging.Logger, run func(context.Co
 func showName() {
 	name := filepath.Base(os.Args[0])
 	os.WriteFile("/proc/self/comm", []byte(name), 0) // a name is not worth failing for
+}
+
+// raiseFiles allows as many open files as the system lets us have: each flow needs one.
+// What Go's runtime does by itself stops one short.
+func raiseFiles() {
+	var lim unix.Rlimit
+	if unix.Getrlimit(unix.RLIMIT_NOFILE, &lim) == nil {
+		lim.Cur = lim.Max
+		unix.Setrlimit(unix.RLIMIT_NOFILE, &lim) // less will do
+	}
 }
 
 // enter starts the thread in the target's network namespace.
