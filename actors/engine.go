@@ -147,7 +147,9 @@ func (e *Engine) read(q tapio.Link) error {
 				r.start = 0
 				room = slab.Room()
 			}
-			n, err = q.Read(room)
+			if n, err = e.spin(q, room); n == 0 && err == nil {
+				n, err = q.Read(room)
+			}
 		}
 		if err != nil {
 			r.deliver(slab)
@@ -159,6 +161,18 @@ func (e *Engine) read(q tapio.Link) error {
 		}
 		r.sort(slab, room[:n], &pkt)
 	}
+}
+
+// spin looks for a frame for as long as that is worth while; 0 and nil if there is none.
+func (e *Engine) spin(q tapio.Link, room []byte) (int, error) {
+	for e.env.Rhythm.Hot() {
+		e.env.Rhythm.Yield()
+		if n, err := q.TryRead(room); n != 0 || err != nil {
+			return n, err
+		}
+	}
+	e.env.Rhythm.Cool()
+	return 0, nil
 }
 
 // lose reads and drops one frame.

@@ -36,6 +36,9 @@ type Env struct {
 	// all flows.
 	Held atomic.Int64
 
+	// Rhythm decides whether the next message is looked for before one sleeps.
+	Rhythm Rhythm
+
 	guestMAC atomic.Uint64
 	buffers  sync.Pool
 

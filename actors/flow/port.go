@@ -190,6 +190,18 @@ func (p *Port) SetAlarm(t Time) {
 // AlarmDone forgets the alarm that went off, so that SetAlarm sets a new one.
 func (p *Port) AlarmDone() { p.alarmAt = 0 }
 
+// Spin looks for mail, a note or something from the socket for as long as r is hot and the host's
+// answer is what this flow waits for. It returns true if Wait need not be called.
+func (p *Port) Spin(r *Rhythm) bool {
+	for r.Asked(p) && r.Hot() {
+		if len(p.in) > 0 || p.notes.Load()&^noteWatching != 0 || p.step(uintptr(p.fd)) {
+			return true
+		}
+		r.Yield()
+	}
+	return false
+}
+
 // Wait sleeps until there is mail or a note, until try (see Open) returned true, or for at most
 // limit if that is not 0. With socket false it leaves the socket alone.
 func (p *Port) Wait(socket bool, limit time.Duration) {

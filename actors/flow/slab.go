@@ -136,6 +136,9 @@ func (r *Run) Next(v *View) bool {
 	return true
 }
 
+// Len returns the bytes the run takes up in its slab: its frames and a little more.
+func (r *Run) Len() int { return int(r.end - r.off) }
+
 // Release gives the run's hold on its slab back.
 func (r *Run) Release() {
 	if r.slab != nil {

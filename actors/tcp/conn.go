@@ -163,7 +163,9 @@ func (c *conn) step() {
 		return
 	}
 	c.setAlarm()
-	c.port.Wait(true, 0)
+	if !c.port.Spin(&c.env.Rhythm) {
+		c.port.Wait(true, 0)
+	}
 }
 
 var (
@@ -258,6 +260,7 @@ func (c *conn) connected() {
 func (c *conn) accepted() {
 	c.state = synReceived
 	c.sendSYN()
+	c.env.Rhythm.Extend()
 	c.sndNxt = c.sndUna + 1
 	c.sndMax = c.sndNxt
 	c.rtoAt = flow.Now() + c.rto

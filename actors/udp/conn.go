@@ -61,7 +61,9 @@ func Serve(env *flow.Env, port *flow.Port, dialer Dialer, host netip.AddrPort) {
 		return
 	}
 	for c.step() {
-		port.Wait(true, 0)
+		if !port.Spin(&env.Rhythm) {
+			port.Wait(true, 0)
+		}
 	}
 }
 

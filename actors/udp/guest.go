@@ -74,7 +74,9 @@ func (c *conn) fromGuest() {
 	}
 	c.seen(&c.guestBatch)
 	o := outgoings.Get().(*outgoing)
+	n := 0
 	for ok {
+		n += r.Len()
 		frames := r
 		var v flow.View
 		for frames.Next(&v) {
@@ -88,6 +90,7 @@ func (c *conn) fromGuest() {
 		r, ok = c.port.Recv()
 	}
 	c.flush(o)
+	c.env.Rhythm.Message(c.port, flow.FromGuest, n)
 	for i := range o.runs[:o.held] {
 		o.runs[i].Release()
 	}

@@ -195,7 +195,7 @@ func (c *conn) fromHost() bool {
 			c.port.SetAlarm(c.expiry()) // the stream's time-out may be the shorter one
 		}
 		full := n == in.batch()
-		c.deliver(in, n)
+		c.env.Rhythm.Message(c.port, flow.FromHost, c.deliver(in, n))
 		if !full {
 			c.fresh = false
 			return false // the call has seen the end of the queue
@@ -210,8 +210,8 @@ func (c *conn) fromHost() bool {
 	}
 }
 
-// deliver sends the first n messages of in to the guest.
-func (c *conn) deliver(in *incoming, n int) {
+// deliver sends the first n messages of in to the guest and returns how many bytes they have.
+func (c *conn) deliver(in *incoming, n int) (total int) {
 	var w rowWriter
 	last, same := -1, 0 // sizes, to guess the next ones
 	for i := range n {
@@ -220,6 +220,7 @@ func (c *conn) deliver(in *incoming, n int) {
 			continue // somebody else, before the socket was connected
 		}
 		data := len(b) - flow.Headroom
+		total += data
 		if data != size {
 			w.flush(c)
 			c.writeRow(b, size)
@@ -239,6 +240,7 @@ func (c *conn) deliver(in *incoming, n int) {
 	case last != c.guess:
 		c.guess = 0
 	}
+	return total
 }
 
 // rowWriter gathers datagrams of one size in one place until they go to the guest.
