@@ -1,6 +1,7 @@
 package process_test
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -474,13 +475,15 @@ func comm(pid int) string {
 	return strings.TrimSuffix(string(text), "\n")
 }
 
-// translatorOf waits until the program c runs has a translator that took its name.
+// translatorOf waits until the program c runs has a translator that took its name. Before
+// that there are children that have executed nothing, and look like their parent.
 func (b *bed) translatorOf(c *exec.Cmd) int {
 	b.t.Helper()
 	pid := 0
 	b.eventually("there is a translator", func() bool {
 		for _, child := range b.children(c) {
-			if comm(child) == "program" {
+			environ, _ := os.ReadFile(fmt.Sprintf("/proc/%d/environ", child))
+			if comm(child) == "program" && bytes.Contains(environ, []byte(process.StageVariable)) {
 				pid = child
 			}
 		}
