@@ -43,7 +43,7 @@ func TestCommandStatus(t *testing.T) {
 			t.Run(tt.name, func(t *testing.T) {
 				b := b.in(t)
 				c := b.program(plan{Spec: process.Spec{Command: tt.command}})
-				c.Env = []string{"PATH=/usr/bin:/bin:/nonexistent"}
+				c.Env = []string{"GORACE=" + noRaceWait, "PATH=/usr/bin:/bin:/nonexistent"}
 				got := b.run(c)
 				if got.status != tt.want || got.err != tt.stderr || got.out != "" {
 					t.Errorf("got %+v, want status %d and %q", got, tt.want, tt.stderr)
@@ -91,7 +91,7 @@ func TestScriptWithoutInterpreterRuns(t *testing.T) {
 			t.Fatal(err)
 		}
 		c := b.program(plan{Spec: process.Spec{Command: []string{"script", "a b"}}})
-		c.Env = []string{"PATH=" + b.dir}
+		c.Env = []string{"GORACE=" + noRaceWait, "PATH=" + b.dir}
 		if got := b.run(c); got.status != 5 || got.out != "a b\n" {
 			t.Errorf("got %+v, want status 5", got)
 		}
@@ -105,14 +105,14 @@ func TestShellIsLoginShell(t *testing.T) {
 		t.Fatal(err)
 	}
 	c := b.program(plan{})
-	c.Env = []string{"SHELL=/bin/sh", "PATH=/usr/bin:/bin"}
+	c.Env = []string{"GORACE=" + noRaceWait, "SHELL=/bin/sh", "PATH=/usr/bin:/bin"}
 	c.Stdin = strings.NewReader("tr '\\0' ' ' </proc/$$/cmdline; exit 4\n")
 	if got := b.run(c); got.status != 4 || got.out != "-/bin/sh " {
 		t.Errorf("got %+v, want status 4 and -/bin/sh", got)
 	}
 
 	c = b.program(plan{})
-	c.Env = []string{"SHELL=/" + strings.Repeat("x", 5000)}
+	c.Env = []string{"GORACE=" + noRaceWait, "SHELL=/" + strings.Repeat("x", 5000)}
 	if got := b.run(c); got.status != 1 || got.err != "$SHELL is too long (5001 bytes)\n" {
 		t.Errorf("got %+v, want a complaint about $SHELL", got)
 	}

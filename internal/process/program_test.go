@@ -26,6 +26,8 @@ import (
 // argument is asProgram. The second one is a plan.
 const asProgram = "-as-program"
 
+const noRaceWait = "atexit_sleep_ms=0"
+
 // plan is the command line of the program under test.
 type plan struct {
 	process.Spec
@@ -52,6 +54,8 @@ func TestMain(m *testing.M) {
 	if len(os.Args) == 3 && os.Args[1] == asProgram {
 		os.Exit(program(os.Args[2]))
 	}
+	// Programs built with the race detector wait a second before they end.
+	os.Setenv("GORACE", noRaceWait)
 	goleak.VerifyTestMain(m)
 }
 
