@@ -51,6 +51,18 @@ func Reset(fd int) {
 	unix.RawSyscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&sa)), unix.SizeofSockaddrInet4)
 }
 
+// Error takes the pending error off fd (SO_ERROR, socket(7)); 0 if there is none.
+func Error(fd int) unix.Errno {
+	var v int32
+	n := uint32(unsafe.Sizeof(v))
+	_, _, e := unix.RawSyscall6(unix.SYS_GETSOCKOPT, uintptr(fd), unix.SOL_SOCKET, unix.SO_ERROR,
+		uintptr(unsafe.Pointer(&v)), uintptr(unsafe.Pointer(&n)), 0)
+	if e != 0 {
+		return e
+	}
+	return unix.Errno(v)
+}
+
 // Poll asks without waiting which of events (poll(2)) hold for fd; errors and hang-ups are always
 // among the answers.
 func Poll(fd int, events int16) int16 {

@@ -280,11 +280,7 @@ func (c *conn) written() {
 
 // socketError takes the pending error off the socket.
 func (c *conn) socketError() unix.Errno {
-	v, err := unix.GetsockoptInt(c.fd, unix.SOL_SOCKET, unix.SO_ERROR)
-	if err != nil {
-		return unix.EIO
-	}
-	return unix.Errno(v)
+	return sock.Error(c.fd)
 }
 
 // fail ends the connection since the socket has failed: the guest gets a reset.

@@ -39,7 +39,12 @@ func (c *conn) forward() bool {
 	for {
 		room := c.room()
 		if room == 0 {
-			return false // an acknowledgement or window update comes by mail
+			// An acknowledgement or window update comes by mail; a reset shows as an error only.
+			if e := c.socketError(); e != 0 {
+				c.sockErr, c.failed = e, true
+				return true
+			}
+			return false
 		}
 		flight := int(c.sndNxt - c.sndUna)
 		n, err := c.peek(buf[flow.Headroom:flow.Headroom+room], flight)
@@ -58,17 +63,19 @@ func (c *conn) forward() bool {
 			fl = frame.PSH
 		}
 		c.arm()
-		if !c.send(buf, c.sndNxt, fl, n) {
-			// Lost on the link: the same again in a moment.
+		sent := c.send(buf, c.sndNxt, fl, n)
+		// Of a row that was lost on a link without offloads, the guest may have got a part.
+		if end := c.sndNxt + uint32(n); seqGT(end, c.sndMax) {
+			c.sndMax = end
+		}
+		if !sent {
+			// The same again in a moment.
 			c.setPeek(flight)
 			c.again = true
 			c.port.SetAlarm(flow.Now() + linkRetry)
 			return false
 		}
 		c.sndNxt += uint32(n)
-		if seqGT(c.sndNxt, c.sndMax) {
-			c.sndMax = c.sndNxt
-		}
 		c.env.Rhythm.Message(c.port, flow.FromHost, n)
 		if c.port.Mail() {
 			return true

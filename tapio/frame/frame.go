@@ -19,8 +19,9 @@ const (
 	L3Off = VnetLen + EthLen
 	// MinFrame is the length of the shortest buffer that is sent: Ethernet without its checksum.
 	MinFrame = VnetLen + 60
-	// MaxFrame is the length of the longest buffer: a whole IP packet of 65535 bytes.
-	MaxFrame = VnetLen + EthLen + 65535
+	// MaxFrame is the length of the longest buffer: an IPv6 packet with a payload of 65535 bytes,
+	// which is what its length field can say.
+	MaxFrame = VnetLen + EthLen + IPv6Len + 65535
 )
 
 // EtherTypes.
