@@ -298,6 +298,31 @@ func TestTranslatorDeath(t *testing.T) {
 	})
 }
 
+func TestTranslatorKnowsWhyItEnds(t *testing.T) {
+	b := newBed(t, identities()[0])
+	p := b.shell("true")
+	p.Cause = b.path("cause")
+	if got := b.run(b.program(p)); got != (result{}) {
+		t.Errorf("got %+v, want nothing but status 0", got)
+	}
+	if text, err := os.ReadFile(p.Cause); string(text) != process.ErrCommandEnded.Error() {
+		t.Errorf("cause %q, %v; want that the command has ended", text, err)
+	}
+
+	p = b.shell("echo; read line")
+	p.Cause = b.path("other")
+	c := b.program(p)
+	in, out := pipes(t, c)
+	b.start(c)
+	out.Read(make([]byte, 1))
+	c.Process.Signal(unix.SIGTERM)
+	c.Wait()
+	in.Close()
+	if text, err := os.ReadFile(p.Cause); err != nil || string(text) == process.ErrCommandEnded.Error() {
+		t.Errorf("cause %q, %v; want another", text, err)
+	}
+}
+
 func pipes(t *testing.T, c *exec.Cmd) (in, out *os.File) {
 	t.Helper()
 	r, in, err := os.Pipe()

@@ -49,8 +49,10 @@
 //
 // The socket between launcher and translator is also their bond: in the forms in which
 // the launcher stays, a translator that sees the other end close ends, however the
-// launcher died. The holder ends in the same way until it is released, and the kernel
-// kills it if it cannot (PR_SET_PDEATHSIG); a released command survives the launcher.
+// launcher died. After the end of the command it is told so (ErrCommandEnded), and need
+// not take apart a namespace that vanishes anyway. The holder ends in the same way until
+// it is released, and the kernel kills it if it cannot (PR_SET_PDEATHSIG); a released
+// command survives the launcher.
 //
 // SIGTERM and SIGQUIT end the translator in order and with status 0; so they do the
 // launcher, together with its translator. All others act as the system has it. A target

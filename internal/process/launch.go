@@ -96,6 +96,11 @@ func (c *child) kill() {
 // end ends a child in order, but soon.
 func (c *child) end() {
 	c.process.Signal(unix.SIGTERM) // fails only if it has ended
+	c.await()
+}
+
+// await waits for a child that was told to end.
+func (c *child) await() {
 	late := time.NewTimer(endTimeout)
 	defer late.Stop()
 	select {
@@ -343,7 +348,8 @@ func (l *launcher) supervise() (int, error) {
 			}
 			return 0, nil
 		case <-commandDone:
-			l.translator.end()
+			send(int(l.translator.link.Fd()), ended) // fails only if it has ended
+			l.translator.await()
 			return l.holder.status(), nil
 		case <-l.done(released):
 			return l.translator.status(), nil

@@ -59,8 +59,11 @@ const (
 	answerFail  = "fail "
 )
 
-// release is what the launcher sends to a holder when its command may run.
-const release = "run"
+// What a launcher sends after hello.
+const (
+	release = "run"   // to a holder: its command may run
+	ended   = "ended" // to a translator: the command has ended, and its namespace with it
+)
 
 // newLink returns the two ends of a socket that keeps messages apart, both close-on-exec.
 func newLink() (ours, theirs *os.File, err error) {

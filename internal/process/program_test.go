@@ -38,6 +38,8 @@ type plan struct {
 	Fail string
 	// Wait is a file whose existence the translator waits for before it is ready.
 	Wait string
+	// Cause is a file where the translator tells why it ended, or "".
+	Cause string
 }
 
 // facts is what a translator sees.
@@ -112,6 +114,9 @@ func (p *plan) translate(ctx context.Context, env *process.Env) error {
 		return err
 	}
 	<-ctx.Done()
+	if p.Cause != "" {
+		return os.WriteFile(p.Cause, []byte(context.Cause(ctx).Error()), 0o666)
+	}
 	return nil
 }
 

@@ -26,7 +26,13 @@ type Env struct {
 	ready bool
 }
 
-// Reasons for the end of a translator's context (context.Cause). None is an error.
+// ErrCommandEnded is the cause of the context's end (context.Cause) when the command has
+// ended. Its network namespace goes away with us, so what is in there need not be taken
+// down piece by piece while the user waits: unregistering a tap takes some 20 ms, making
+// it persistent (TUNSETPERSIST) and closing it none.
+var ErrCommandEnded = errors.New("the command has ended")
+
+// Other causes. None is an error of the translator.
 var (
 	errSignal   = errors.New("told to end by a signal")
 	errGone     = errors.New("the namespace is gone")
@@ -116,12 +122,7 @@ func (e *Env) watch(ctx context.Context, cancel context.CancelCauseFunc, wg *syn
 		}
 	})
 	if e.spec.stays() {
-		// Nothing more is sent to us, so there is only its end to read.
-		wg.Go(func() {
-			if awaitEnd(ctx, linkFD) {
-				cancel(errLauncher)
-			}
-		})
+		wg.Go(func() { cancel(awaitLauncher(ctx)) })
 	}
 	for _, kind := range []string{fdProcess, fdInotify, fdDir} {
 		fd, ok := start.files[kind]
@@ -137,20 +138,26 @@ func (e *Env) watch(ctx context.Context, cancel context.CancelCauseFunc, wg *syn
 	}
 }
 
-// awaitEnd waits until the other end of a socket is closed, and reports whether that was
-// the reason to return.
-func awaitEnd(ctx context.Context, fd int) bool {
-	own, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, linkFD+1)
+// awaitLauncher waits until the launcher has a reason for us to end, or has ended itself,
+// and returns which.
+func awaitLauncher(ctx context.Context) error {
+	fd, err := unix.FcntlInt(linkFD, unix.F_DUPFD_CLOEXEC, linkFD+1)
 	if err != nil {
-		return true
+		return err
 	}
-	if err := unix.SetNonblock(own, true); err != nil {
-		unix.Close(own)
-		return true
+	if err := unix.SetNonblock(fd, true); err != nil {
+		unix.Close(fd)
+		return err
 	}
-	f := os.NewFile(uintptr(own), "link")
+	f := os.NewFile(uintptr(fd), "link")
 	defer f.Close()
-	return awaitReadable(ctx, f) == nil
+	if err := awaitReadable(ctx, f); err != nil {
+		return err
+	}
+	if word, err := receive(fd); err == nil && word == ended {
+		return ErrCommandEnded
+	}
+	return errLauncher
 }
 
 // Ready tells the launcher that the namespace is connected. In background it first lets
