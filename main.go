@@ -64,6 +64,7 @@ func launch(start *process.Start, cfg *config.Config, spec process.Spec, log *lo
 	case cfg.Mode != config.Pasta || cfg.Action != config.Run:
 		return fail(`Only "pasta" is built in this version`)
 	}
+	warn(unbuilt(cfg))
 	if err := process.CloseStray(); err != nil {
 		return fail("Failed to close files leaked by parent: " + err.Error())
 	}
@@ -79,6 +80,31 @@ func launch(start *process.Start, cfg *config.Config, spec process.Spec, log *lo
 		log.Error(err.Error())
 	}
 	return status
+}
+
+// unbuilt says what a command line asks for that this version does not do. All else works without.
+func unbuilt(cfg *config.Config) []string {
+	var lines []string
+	ask := func(asked bool, what string) {
+		if asked {
+			lines = append(lines, "Not built in this version, ignored: "+what)
+		}
+	}
+	ports := false
+	for i := range cfg.Ports {
+		p := &cfg.Ports[i]
+		ports = ports || !p.None && !p.Auto // auto is the default
+	}
+	ask(ports, "port forwarding (-t, -u, -T, -U)")
+	ask(cfg.Capture != "", "packet capture (-p)")
+	ask(cfg.Log.File != "", "log file (-l)")
+	ask(cfg.Log.Stats != 0, "event counters (--stats)")
+	ask(cfg.ControlPath != "", "control socket (-c)")
+	ask(cfg.SpliceOnly, "--splice-only")
+	ask(cfg.FD >= 0, "--fd")
+	ask(cfg.IPv4.DNSForward.IsValid() || cfg.IPv6.DNSForward.IsValid(), "DNS forwarding (--dns-forward)")
+	ask(cfg.IPv4.HostGuestAddr.IsValid() || cfg.IPv6.HostGuestAddr.IsValid(), "--map-guest-addr")
+	return lines
 }
 
 // spec is what the process model needs to know of a configuration.
