@@ -74,8 +74,23 @@ func (g *linuxGuest) setUp(fam family, mtu int, without tapio.Features) (err err
 		netlink.AddrAdd(link, &netlink.Addr{IPNet: &net.IPNet{IP: fam.guest.AsSlice(), Mask: net.CIDRMask(bits, bits)}, Flags: unix.IFA_F_NODAD}),
 		netlink.RouteAdd(&netlink.Route{LinkIndex: link.Attrs().Index, Scope: netlink.SCOPE_LINK, Dst: &net.IPNet{IP: remote, Mask: net.CIDRMask(bits, bits)}}),
 		netlink.NeighAdd(&netlink.Neigh{LinkIndex: link.Attrs().Index, State: netlink.NUD_PERMANENT, IP: remote, HardwareAddr: ourMAC[:]}),
+		untilLocal(fam.guest),
 		g.dial(fam),
 	)
+}
+
+// untilLocal waits until packets to a are taken for ours: the kernel makes an IPv6 address's local
+// route later than the address, even without duplicate address detection.
+func untilLocal(a netip.Addr) error {
+	for deadline := time.Now().Add(patience); ; runtime.Gosched() {
+		r, err := netlink.RouteGet(a.AsSlice())
+		if err == nil && len(r) > 0 && r[0].Type == unix.RTN_LOCAL {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return errors.Join(errors.New("no local route"), err)
+		}
+	}
 }
 
 func (g *linuxGuest) dial(fam family) (err error) {
