@@ -1,0 +1,190 @@
+package e2e
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"fusilli/tests/bed"
+)
+
+// datagrams opens a socket in far that returns every datagram, and gives its address.
+func (c *connection) datagrams(t *testing.T, far string) string {
+	t.Helper()
+	pc, err := c.Far.ListenPacket("udp", net.JoinHostPort(far, "0"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { pc.Close() })
+	go func() {
+		b := make([]byte, 1<<16)
+		for {
+			n, from, err := pc.ReadFrom(b)
+			if err != nil {
+				return
+			}
+			pc.WriteTo(b[:n], from)
+		}
+	}()
+	return pc.LocalAddr().String()
+}
+
+// ask sends request until an answer comes: nobody promises that a datagram arrives.
+func ask(conn net.Conn, request []byte) ([]byte, error) {
+	b := make([]byte, 1<<16)
+	var last error
+	for range 5 {
+		if _, err := conn.Write(request); err != nil {
+			return nil, err
+		}
+		conn.SetReadDeadline(time.Now().Add(2 * time.Second))
+		n, err := conn.Read(b)
+		if err == nil {
+			return b[:n], nil
+		}
+		if last = err; !errors.Is(err, os.ErrDeadlineExceeded) {
+			return nil, err
+		}
+	}
+	return nil, last
+}
+
+func TestDatagramsOfAnySize(t *testing.T) {
+	// What fits into one frame at the largest MTU: packets in pieces are not put together.
+	largest := map[string]int{"IPv4": 65520 - 28, "IPv6": 65520 - 48}
+	for _, mtu := range []int{1500, 65520} {
+		c := connect(t, newBed(t, defaultBed), "--mtu", fmt.Sprint(mtu))
+		for _, f := range families {
+			conn, err := c.target.Dial(t.Context(), "udp", c.datagrams(t, f.far))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			for _, size := range []int{0, 1, 2, 7, 512, 1232, 1400, 1472, 1473, 8972, 16384, 32768, 65000, 65472, 65492} {
+				if size > largest[f.name]-65520+mtu {
+					continue
+				}
+				t.Run(fmt.Sprintf("%s %d at MTU %d", f.name, size, mtu), func(t *testing.T) {
+					want := make([]byte, size)
+					io.ReadFull(data(uint64(size)), want)
+					got, err := ask(conn, want)
+					if err != nil {
+						t.Fatal(err)
+					}
+					if !bytes.Equal(got, want) {
+						t.Errorf("%d bytes came back, which differ or are not %d", len(got), size)
+					}
+				})
+			}
+		}
+	}
+}
+
+// The far peer may send more than the target's MTU.
+func TestDatagramsLargerThanTheMTUArrive(t *testing.T) {
+	t.Parallel()
+	c := connect(t, newBed(t, defaultBed), "--mtu", "1500")
+	for _, f := range families {
+		pc, err := c.Far.ListenPacket("udp", net.JoinHostPort(f.far, "0"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer pc.Close()
+		conn, err := c.target.Dial(t.Context(), "udp", pc.LocalAddr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		for _, size := range []int{1473, 4000, 65000, 65472, 65487, 65507} {
+			t.Run(fmt.Sprintf("%s %d", f.name, size), func(t *testing.T) {
+				want := make([]byte, size)
+				io.ReadFull(data(uint64(size)), want)
+				pc.SetReadDeadline(time.Now().Add(limit))
+				var answering sync.WaitGroup
+				answering.Go(func() {
+					b := make([]byte, 16)
+					for {
+						_, from, err := pc.ReadFrom(b)
+						if err != nil {
+							return
+						}
+						pc.WriteTo(want, from)
+					}
+				})
+				got, err := ask(conn, []byte("?"))
+				pc.SetReadDeadline(time.Now())
+				answering.Wait()
+				if err != nil {
+					t.Fatal(err)
+				}
+				if !bytes.Equal(got, want) {
+					t.Errorf("%d bytes came, which differ or are not %d", len(got), size)
+				}
+			})
+		}
+	}
+}
+
+func TestDatagramsKeepTheirOrder(t *testing.T) {
+	t.Parallel()
+	c := connect(t, newBed(t, defaultBed))
+	conn, err := c.target.Dial(t.Context(), "udp", c.datagrams(t, families[0].far))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	// A burst on a new flow, of sizes that cannot all be sent in one go.
+	const count = 60
+	for i := range count {
+		if _, err := conn.Write(bytes.Repeat([]byte{byte(i)}, 10+i%7)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b := make([]byte, 64)
+	for i := range count {
+		conn.SetReadDeadline(time.Now().Add(limit))
+		n, err := conn.Read(b)
+		if err != nil || n != 10+i%7 || b[0] != byte(i) {
+			t.Fatalf("datagram %d: %d bytes, number %d, %v", i, n, b[0], err)
+		}
+	}
+}
+
+func TestDatagramToAClosedPortIsRefused(t *testing.T) {
+	t.Parallel()
+	c := connect(t, newBed(t, defaultBed))
+	for _, f := range families {
+		t.Run(f.name, func(t *testing.T) {
+			conn, err := c.target.Dial(t.Context(), "udp", net.JoinHostPort(f.far, "9"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			if _, err := ask(conn, []byte("?")); !errors.Is(err, unix.ECONNREFUSED) {
+				t.Errorf("%v, want ECONNREFUSED", err)
+			}
+		})
+	}
+}
+
+func TestPing(t *testing.T) {
+	t.Parallel()
+	c := connect(t, newBed(t, defaultBed))
+	for _, f := range families {
+		for _, size := range []string{"0", "8", "56", "1400", "1472", "8000", "60000"} {
+			t.Run(f.name+" "+size, func(t *testing.T) {
+				if _, err := c.target.Output(patience(t, limit), bed.Root, "ping", "-c", "3", "-i", "0.1", "-W", "5", "-s", size, f.far); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+	}
+}
