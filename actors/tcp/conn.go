@@ -57,6 +57,7 @@ type conn struct {
 	ackNow   bool // an acknowledgement or window is to be sent before sleeping
 	failed   bool // the socket has failed; sockErr says how
 	finOnce  bool // FIN was sent at least once: sndMax includes it
+	spinning bool // fromHost is called soon again, before the actor sleeps
 	again    bool // the link dropped a frame: try again when the alarm goes off
 
 	guestScale uint8
@@ -163,7 +164,10 @@ func (c *conn) step() {
 		return
 	}
 	c.setAlarm()
-	if !c.port.Spin(&c.env.Rhythm) {
+	c.spinning = true
+	found := c.port.Spin(&c.env.Rhythm)
+	c.spinning = false
+	if !found {
 		c.port.Wait(true, 0)
 	}
 }
@@ -302,9 +306,12 @@ func (c *conn) abort(tellGuest bool) {
 // Timers.
 
 func (c *conn) setAlarm() {
-	at := c.seenAt + keepAlive
-	if c.rtoAt != 0 && c.rtoAt < at {
-		at = c.rtoAt
+	at := c.liveAt + inactivity
+	switch {
+	case c.rtoAt != 0:
+		at = min(at, c.rtoAt)
+	case c.state == established:
+		at = min(at, c.seenAt+keepAlive)
 	}
 	c.port.SetAlarm(at)
 }

@@ -90,20 +90,19 @@ func (c *conn) segment(v *flow.View, b *batch) {
 		return
 	}
 	c.acked(seq, ack, tcp, len(data), fl)
+	end := seq + uint32(len(data))
 	if len(data) > 0 {
-		data = c.inOrder(seq, data)
-		if data == nil {
-			return
+		if data = c.inOrder(seq, data); data != nil {
+			b.add(data)
+			c.rcvNxt += uint32(len(data))
 		}
-		seq = c.rcvNxt
-		b.add(data)
-		c.rcvNxt += uint32(len(data))
-		seq += uint32(len(data))
 	}
-	if fl&frame.FIN != 0 && !c.guestFIN && seq == c.rcvNxt {
+	switch {
+	case fl&frame.FIN == 0:
+	case !c.guestFIN && end == c.rcvNxt:
 		c.guestFIN = true
 		c.rcvNxt++
-	} else if fl&frame.FIN != 0 {
+	default:
 		c.ackNow = true
 	}
 }

@@ -9,13 +9,13 @@ import (
 
 // fromHost is what the actor does in its wait, before it sleeps and whenever the socket may be
 // readable. It moves what the peer has sent to the guest, and then sends the acknowledgement that
-// is due, if it did not go with the data and no data is about to come that it may go with. It
-// returns true if something else is to be done first.
+// is due, if it did not go with the data and no data is looked for that it may go with. It returns
+// true if something else is to be done first.
 func (c *conn) fromHost() bool {
 	if c.forward() {
 		return true
 	}
-	if c.ackNow && !c.env.Rhythm.Hot() {
+	if c.ackNow && !c.spinning {
 		c.sendAck()
 	}
 	return false
