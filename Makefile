@@ -16,7 +16,7 @@ VERSION ?= $(shell git describe --tags --dirty 2>/dev/null || \
 	git log -1 --date=format:%Y_%m_%d --format=%cd.%h 2>/dev/null || echo unknown)
 
 # How long each fuzz target runs in a test.
-FUZZTIME ?= 5s
+FUZZTIME ?= 3s
 
 all: passt $(LINKS)
 

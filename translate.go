@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
+	"time"
 
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
@@ -25,6 +26,10 @@ import (
 // tapQueueLen is the number of frames, of up to 64 KiB each, that the kernel queues for the reader:
 // more than a window's worth of frames at the smallest MTU.
 const tapQueueLen = 4096
+
+// localRouteWait is how long the guest's kernel may take to notice an address it was given. It takes
+// some milliseconds; without the wait a first answer might find no owner.
+const localRouteWait = 200 * time.Millisecond
 
 // translate connects the namespace of env as cfg says, and carries its flows until ctx ends or the
 // tap is gone.
@@ -47,8 +52,13 @@ func translate(ctx context.Context, cfg *config.Config, env *process.Env, log *z
 		if tap, err = tapio.OpenTap(name, tapio.TapOptions{}); err != nil {
 			return err
 		}
-		guest, err = netconf.Configure(tap.Name(), plan(cfg, host))
-		return err
+		if guest, err = netconf.Configure(tap.Name(), plan(cfg, host)); err != nil {
+			return err
+		}
+		if cfg.ConfigNet && host.V6.Enabled() && !guest.NoV6 {
+			netconf.AwaitLocal(host.V6.Address, localRouteWait)
+		}
+		return nil
 	})
 	if err != nil {
 		if tap != nil {

@@ -6,7 +6,7 @@ set -eu
 # package:command
 all='passt:pasta slirp4netns:slirp4netns iperf3:iperf3 socat:socat tcpdump:tcpdump
 tshark:tshark nftables:nft iproute2:ip procps:ps util-linux:nsenter iputils-ping:ping
-ethtool:ethtool curl:curl'
+ethtool:ethtool curl:curl gcc:gcc'
 
 PATH=$PATH:/usr/sbin:/sbin
 missing=
@@ -17,6 +17,9 @@ for pair in $all; do
 	fi
 	command -v "$command" >/dev/null || missing="$missing ${pair%%:*}"
 done
+
+# The race detector is linked with a C library.
+[ $# -gt 0 ] || [ -e /usr/include/stdlib.h ] || missing="$missing libc6-dev"
 
 if [ -n "$missing" ]; then
 	if [ "$(id -u)" != 0 ]; then

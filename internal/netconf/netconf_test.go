@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"fusilli/autodetect"
 	"fusilli/autodetect/rtnl/nstest"
@@ -322,6 +323,16 @@ func TestAddressesAreUsableAtOnce(t *testing.T) {
 	}
 	if r := nstest.Show(t, "-6", "route"); strings.Count(r, "fe80::/64") != 1 {
 		t.Error(r)
+	}
+	address := netip.MustParseAddr("2001:db8::2")
+	if !AwaitLocal(address, 5*time.Second) {
+		t.Error("address is not delivered to")
+	}
+	if r := nstest.Show(t, "-6", "route", "get", address.String()); !strings.HasPrefix(r, "local") {
+		t.Error(r)
+	}
+	if AwaitLocal(address.Next(), 0) {
+		t.Error("an address that nobody has is delivered to")
 	}
 	link := nstest.Show(t, "link", "show", "dev", "tap7")
 	for _, want := range []string{"mtu 65520", "qlen 5000", "UP", got.MAC.String()} {
