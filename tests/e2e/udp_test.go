@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -133,28 +134,77 @@ func TestDatagramsLargerThanTheMTUArrive(t *testing.T) {
 	}
 }
 
+// A burst on a new flow comes out in order, and so do the answers.
 func TestDatagramsKeepTheirOrder(t *testing.T) {
 	t.Parallel()
-	c := connect(t, newBed(t, defaultBed))
-	conn, err := c.target.Dial(t.Context(), "udp", c.datagrams(t, families[0].far))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	// A burst on a new flow, of sizes that cannot all be sent in one go.
 	const count = 60
-	for i := range count {
-		if _, err := conn.Write(bytes.Repeat([]byte{byte(i)}, 10+i%7)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	b := make([]byte, 64)
-	for i := range count {
-		conn.SetReadDeadline(time.Now().Add(limit))
-		n, err := conn.Read(b)
-		if err != nil || n != 10+i%7 || b[0] != byte(i) {
-			t.Fatalf("datagram %d: %d bytes, number %d, %v", i, n, b[0], err)
-		}
+	c := connect(t, newBed(t, defaultBed))
+	for _, f := range families {
+		t.Run(f.name, func(t *testing.T) {
+			far, err := c.Far.ListenPacket("udp", net.JoinHostPort(f.far, "0"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer far.Close()
+			conn, err := c.target.Dial(t.Context(), "udp", far.LocalAddr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			// The target's kernel must know its neighbour: packets that wait for one are overtaken.
+			first, err := c.target.Dial(t.Context(), "udp", c.datagrams(t, f.far))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer first.Close()
+			if _, err := ask(first, nil); err != nil {
+				t.Fatal(err)
+			}
+			// number is a datagram whose size says its number as well: not all can go in one piece.
+			number := func(i int) []byte { return bytes.Repeat([]byte{byte(i)}, 10+i%7) }
+			for i := range count {
+				if _, err := conn.Write(number(i)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			var got []int
+			var from net.Addr
+			b := make([]byte, 64)
+			far.SetReadDeadline(time.Now().Add(limit))
+			for len(got) < count {
+				var n int
+				if n, from, err = far.ReadFrom(b); err != nil {
+					t.Fatalf("after %v: %v", got, err)
+				}
+				if !bytes.Equal(b[:n], number(int(b[0]))) {
+					t.Errorf("datagram %d has %d bytes", b[0], n)
+				}
+				got = append(got, int(b[0]))
+			}
+			if !slices.IsSorted(got) {
+				t.Errorf("the far peer got %v", got)
+			}
+			for i := range count {
+				if _, err := far.WriteTo(number(i), from); err != nil {
+					t.Fatal(err)
+				}
+			}
+			got = nil
+			conn.SetReadDeadline(time.Now().Add(limit))
+			for len(got) < count {
+				n, err := conn.Read(b)
+				if err != nil {
+					t.Fatalf("after %v: %v", got, err)
+				}
+				if !bytes.Equal(b[:n], number(int(b[0]))) {
+					t.Errorf("answer %d has %d bytes", b[0], n)
+				}
+				got = append(got, int(b[0]))
+			}
+			if !slices.IsSorted(got) {
+				t.Errorf("the target got %v", got)
+			}
+		})
 	}
 }
 
