@@ -134,7 +134,8 @@ func TestCommandSurroundings(t *testing.T) {
 			echo first $(cat /proc/1/comm)
 			echo limit $(ulimit -Sn)
 			echo files $(ls /proc/self/fd)
-			grep -E 'SigBlk|SigIgn|CapAmb|CapInh' /proc/self/status
+			# make(1) has the two signals that are the C library's own ignored
+			grep -E 'SigBlk|SigIgn|CapAmb|CapInh' /proc/self/status | sed '/SigIgn/s/[18]\(0000000\)$/0\1/; /SigIgn/s/1\(00000000\)$/0\1/'
 			echo arg "$1"
 			echo var "$VAR" "${FUSILLI_STAGE-unset}"
 			cat`
