@@ -27,9 +27,6 @@ import (
 // maxSlabs bounds the memory for frames between reader and actors: 64 MiB.
 const maxSlabs = 512
 
-// errStopped is what ends Run's goroutines when its context has ended.
-var errStopped = errors.New("stopped")
-
 // Config says what an Engine translates between.
 type Config struct {
 	Link tapio.Link // closed by Run
@@ -90,27 +87,26 @@ func (e *Engine) Flows() int { return e.table.Len() }
 // Run carries frames until ctx ends, which returns nil, or until the link fails, which returns
 // why. Everything it has started has ended when it returns, and the link is closed.
 func (e *Engine) Run(ctx context.Context) error {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
+	ended, end := context.WithCancel(ctx)
+	defer end()
 
 	var parts sync.WaitGroup
+	var failure error
 	parts.Go(func() {
-		if err := e.read(e.cfg.Link); err != nil {
-			cancel(err)
-		}
+		failure = e.read(e.cfg.Link)
+		end()
 		close(e.services) // the reader is the only one who sends
 	})
 	parts.Go(e.serve)
-	<-ctx.Done()
+	<-ended.Done()
 	e.cfg.Link.Close()
 	parts.Wait()
 	e.table.Each((*flow.Port).Stop)
 	e.flows.Wait()
-
-	if err := context.Cause(ctx); !errors.Is(err, context.Canceled) && !errors.Is(err, errStopped) {
-		return err
+	if ctx.Err() != nil {
+		return nil
 	}
-	return nil
+	return failure
 }
 
 // read takes frames off q until q is closed or fails.
@@ -125,6 +121,11 @@ func (e *Engine) read(q tapio.Link) error {
 		room := slab.Room()
 		if room == nil {
 			r.deliver(slab)
+			if slab.Idle() {
+				slab.Reset()
+				r.start = 0
+				continue
+			}
 			next := e.pool.Get()
 			if next == nil {
 				// Nobody has caught up. What comes meanwhile is lost, as on a card whose ring
