@@ -26,6 +26,7 @@ const (
 	keepAlive  = flow.Time(30 * time.Second)
 	inactivity = flow.Time(2 * time.Hour)
 	linkRetry  = flow.Time(2 * time.Millisecond) // after the link dropped a frame of ours
+	finRepeats = 3                               // of the guest's FIN, until it is acknowledged before the peer has
 )
 
 type state uint8
@@ -60,6 +61,7 @@ type conn struct {
 	spinning bool // fromHost is called soon again, before the actor sleeps
 	again    bool // the link dropped a frame: try again when the alarm goes off
 
+	finAgain   uint8 // times the guest has repeated its FIN
 	guestScale uint8
 	scale      uint8
 	retries    uint8

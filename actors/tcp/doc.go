@@ -11,15 +11,17 @@
 // acknowledged it. The socket's receive buffer is the retransmission buffer; to retransmit is to
 // move the peek offset back.
 //
-// From the guest: payload in order is handed to the socket at once and acknowledged when the socket
-// has taken it. What the socket does not take stays in the frames it came in until the socket is
-// writable. The window advertised is the room in the socket's send buffer plus a bounded headroom:
-// the kernel lets a send buffer grow only if it was full at times. A peer that stops reading thus
-// fills the send buffer, then the headroom, and then closes the guest's window.
+// From the guest: payload in order is handed to the socket at once and acknowledged. What the socket
+// does not take stays in the frames it came in until the socket is writable. The window advertised
+// is the room in the socket's send buffer plus a bounded headroom: the kernel lets a send buffer
+// grow only if it was full at times. A peer that stops reading thus fills the send buffer, then the
+// headroom, and then closes the guest's window.
 //
 // Control is translated one to one: SYN and connect, FIN and shutdown or end of file, RST and a
 // reset. A guest's FIN is acknowledged only when the peer has acknowledged everything up to and
-// including ours, so that a guest that lingers learns the truth.
+// including ours, so that a guest that lingers learns the truth; but at last when it was repeated
+// for the third time, since a guest gives up at some time, and forgets the connection while its data
+// is still on the way.
 //
 // # States
 //

@@ -104,6 +104,9 @@ func (c *conn) segment(v *flow.View, b *batch) {
 		c.rcvNxt++
 	default:
 		c.ackNow = true
+		if c.guestFIN && end+1 == c.rcvNxt && c.finAgain < finRepeats {
+			c.finAgain++
+		}
 	}
 }
 
@@ -138,6 +141,9 @@ func (c *conn) guestReset(seq uint32) {
 	switch {
 	case seq == c.rcvNxt || seq == c.ackSent:
 		c.abort(false)
+		// All the guest has sent is on its way to the peer, and the end of it too: let it arrive.
+		// If the peer sends more it is reset by that.
+		c.reset = !c.shut
 	case seqGE(seq, c.rcvNxt) && seqLT(seq, c.rcvEdge):
 		c.ackNow = true
 	}

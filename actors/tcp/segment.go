@@ -105,10 +105,12 @@ func (h *header) put(b []byte, mac frame.MAC, seq, ack uint32, flags uint8, wnd 
 	}
 }
 
-// ackNo is the acknowledgement number that tells the guest what the socket has taken.
+// ackNo is the acknowledgement number that tells the guest what was taken from it. Data that is
+// held is among that: were it not, a guest whose peer does not read for long would see no progress
+// and give up, where a closed window has it wait.
 func (c *conn) ackNo() uint32 {
-	a := c.rcvNxt - uint32(c.heldLen)
-	if c.guestFIN && !c.finDone {
+	a := c.rcvNxt
+	if c.guestFIN && !c.finDone && c.finAgain < finRepeats {
 		a--
 	}
 	return a
