@@ -62,7 +62,6 @@ func TestSlowReader(t *testing.T) {
 		t.Run("both, one byte at a time first", func(t *testing.T) {
 			b := newBed(t, options{})
 			g, h := b.connect(fam, listen(t, fam))
-			n := scaled(n)
 			var all errgroup.Group
 			for _, c := range []halfConn{g, h} {
 				all.Go(func() error { return send(c, n, 1) })
@@ -97,6 +96,11 @@ func TestSlowReader(t *testing.T) {
 // TestStopInTransfer: stop checks what must be so when Run has returned.
 func TestStopInTransfer(t *testing.T) {
 	b := newBed(t, options{})
+	// One whose reader is slow.
+	slow, _ := b.connect(families[0], listen(t, families[0]))
+	go io.Copy(plainWriter{slow}, newStream(1<<30, 1))
+	defer slow.abort()
+	until(t, "data held", func() bool { return b.env.Held.Load() > 0 })
 	var moved atomic.Int64
 	var all errgroup.Group
 	for i := range 8 {
@@ -118,11 +122,7 @@ func TestStopInTransfer(t *testing.T) {
 		}
 		defer g.abort() // it may not hear of the end: its link is gone
 	}
-	// One whose reader is slow, one that is idle, one datagram flow.
-	g, _ := b.connect(families[0], listen(t, families[0]))
-	go io.Copy(plainWriter{g}, newStream(1<<30, 1))
-	defer g.abort()
-	until(t, "data held", func() bool { return b.env.Held.Load() > 0 })
+	// And one that is idle, one datagram flow.
 	b.connect(families[1], listen(t, families[1]))
 	b.dialUDP(t, families[0], echoUDP(t, families[0])).Write([]byte("x"))
 	until(t, "data in flight", func() bool { return moved.Load() > 1<<20 && b.Flows() == 11 })
