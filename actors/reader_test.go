@@ -35,7 +35,7 @@ func seed(v6 bool, proto uint8, l4 ...byte) []byte {
 		etherType = 0x86dd
 		ip.Src, ip.Dst = frame.AddrOf(netip.MustParseAddr("fd00::64")), frame.AddrOf(netip.MustParseAddr("fd00::2"))
 	}
-	frame.PutEth(b[frame.VnetLen:], frame.MAC{2}, frame.MAC{4}, etherType)
+	frame.PutEth(b, frame.MAC{2}, frame.MAC{4}, etherType)
 	n := frame.VnetLen + frame.EthLen
 	n += frame.PutIP(b[n:], &ip)
 	return b[:n+copy(b[n:], l4)]
