@@ -103,7 +103,6 @@ func unbuilt(cfg *config.Config) []string {
 	ask(cfg.SpliceOnly, "--splice-only")
 	ask(cfg.FD >= 0, "--fd")
 	ask(cfg.IPv4.DNSForward.IsValid() || cfg.IPv6.DNSForward.IsValid(), "DNS forwarding (--dns-forward)")
-	ask(cfg.IPv4.HostGuestAddr.IsValid() || cfg.IPv6.HostGuestAddr.IsValid(), "--map-guest-addr")
 	return lines
 }
 

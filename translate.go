@@ -133,6 +133,12 @@ func engineConfig(cfg *config.Config, host *autodetect.Host, guest *netconf.Resu
 		Rules: rules.Rules{
 			HostLoopback4: alias(&cfg.IPv4, &host.V4),
 			HostLoopback6: alias(&cfg.IPv6, &host.V6),
+			HostGuest4:    cfg.IPv4.HostGuestAddr,
+			HostGuest6:    cfg.IPv6.HostGuestAddr,
+			Assigned4:     host.V4.Address,
+			Assigned6:     host.V6.Address,
+			OurTap4:       host.V4.Gateway,
+			OurLinkLocal:  host.V6.LinkLocal,
 		},
 		Host: sock.Host{
 			Scope: uint32(max(host.V6.Index, 0)),

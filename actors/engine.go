@@ -284,7 +284,7 @@ func (e *Engine) create(k *flow.Key, b []byte, pkt *frame.Packet) *flow.Port {
 	if !unicast(src) || pkt.SrcPort == 0 && pkt.Kind != frame.ICMPEcho && pkt.Kind != frame.ICMPv6Echo {
 		return drop
 	}
-	host := netip.AddrPortFrom(e.cfg.Rules.Out(dst), pkt.DstPort)
+	host := e.cfg.Rules.Out(k.Proto, netip.AddrPortFrom(dst, pkt.DstPort))
 	var serve func(*flow.Port)
 	switch pkt.Kind {
 	case frame.TCP:

@@ -1,8 +1,19 @@
 // Package rules says where a flow leads: it translates the addresses one side of the translator
-// uses to those of the other side. It is pure; the first row that matches decides.
+// uses to those of the other side. It is pure; of the rows of each function the first that matches
+// decides.
+//
+// Three places have addresses of their own: the host's network, the guest's link (the tap), and,
+// for a guest that is a namespace, sockets inside it. A flow the guest opens on its link always
+// leads to the host ([Rules.Out]). A flow from the host leads to the guest, by its link or to a
+// socket inside the namespace ([Rules.Inbound]). A flow inside the namespace's loopback leads to
+// the host's ([Outbound]). Replies take the addresses of their flow and need no rule.
 package rules
 
-import "net/netip"
+import (
+	"net/netip"
+
+	"golang.org/x/sys/unix"
+)
 
 // Rules are the addresses with a meaning of their own. An invalid address is one that is not set.
 // The zero value translates nothing.
@@ -28,16 +39,70 @@ type Guest struct {
 var (
 	loopback4 = netip.AddrFrom4([4]byte{127, 0, 0, 1})
 	loopback6 = netip.IPv6Loopback()
+	broadcast = netip.AddrFrom4([4]byte{255, 255, 255, 255})
 )
 
-// Out returns the host-side destination of a flow the guest opens to dst.
-func (r *Rules) Out(dst netip.Addr) netip.Addr {
+// The ports of DNS: RFC 1035 and, over TLS, RFC 7858.
+const (
+	portDNS    = 53
+	portDNSTLS = 853
+)
+
+// Out returns the host-side destination of a flow the guest opens to dst. proto is the IP protocol
+// number; the port of dst means something for TCP and UDP only, and never changes.
+func (r *Rules) Out(proto uint16, dst netip.AddrPort) netip.AddrPort {
+	return netip.AddrPortFrom(r.out(proto, dst.Addr(), dst.Port()), dst.Port())
+}
+
+func (r *Rules) out(proto uint16, dst netip.Addr, port uint16) netip.Addr {
+	dns := (port == portDNS || port == portDNSTLS) && (proto == unix.IPPROTO_TCP || proto == unix.IPPROTO_UDP)
 	switch {
-	case r.HostLoopback4.IsValid() && dst == r.HostLoopback4:
-		return loopback4
-	case r.HostLoopback6.IsValid() && dst == r.HostLoopback6:
-		return loopback6
-	default:
+	case !dst.IsValid():
 		return dst
+	// Before the aliases: the resolver may have the address of one.
+	case dns && dst == r.DNSMatch4 && r.DNSHost4.IsValid():
+		return r.DNSHost4
+	case dns && dst == r.DNSMatch6 && r.DNSHost6.IsValid():
+		return r.DNSHost6
+	case dst == r.HostLoopback4:
+		return loopback4
+	case dst == r.HostLoopback6:
+		return loopback6
+	case dst == r.HostGuest4 && r.Assigned4.IsValid():
+		return r.Assigned4
+	case dst == r.HostGuest6 && r.Assigned6.IsValid():
+		return r.Assigned6
 	}
+	return dst
+}
+
+// In returns the address by which the guest knows src, an address of the host's network, and
+// whether there is one. Besides the sources of flows it is for the senders of ICMP errors.
+func (r *Rules) In(src netip.Addr, g Guest) (netip.Addr, bool) {
+	switch {
+	case src == loopback4 && r.HostLoopback4.IsValid(): // not the rest of 127/8
+		return r.HostLoopback4, true
+	case src == loopback6 && r.HostLoopback6.IsValid():
+		return r.HostLoopback6, true
+	case src == r.Assigned4 && r.HostGuest4.IsValid():
+		return r.HostGuest4, true
+	case src == r.Assigned6 && r.HostGuest6.IsValid():
+		return r.HostGuest6, true
+	case !src.IsValid(), src.IsLoopback(), src.IsUnspecified(),
+		src == r.Assigned4, src == r.Assigned6, src == g.V4, src == g.V6:
+		return netip.Addr{}, false // the guest would answer to itself
+	}
+	return src, true
+}
+
+// Source is In for the source of a flow: what the guest has no address for appears to come from us.
+// It is invalid if we have no address on the guest's link either.
+func (r *Rules) Source(src netip.Addr, g Guest) netip.Addr {
+	if a, ok := r.In(src, g); ok {
+		return a
+	}
+	if src.Is4() {
+		return r.OurTap4
+	}
+	return r.OurLinkLocal
 }

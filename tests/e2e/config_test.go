@@ -262,3 +262,24 @@ func TestLoopbackOfTheHost(t *testing.T) {
 		conn.Close()
 	}
 }
+
+// The host's own address is the guest's, too: an alias reaches it, and not the loopback address.
+func TestAliasOfTheGuestsAddressOnTheHost(t *testing.T) {
+	t.Parallel()
+	b := newBed(t, defaultBed)
+	c := connect(t, b, "--map-guest-addr", "192.0.2.78", "--map-guest-addr", "2001:db8::78")
+	for at, on := range map[string]string{"192.0.2.78": bed.HostAddr4, "2001:db8::78": bed.HostAddr6} {
+		l, err := b.Host.Listen("tcp", net.JoinHostPort(on, "0"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		at = net.JoinHostPort(at, fmt.Sprint(l.Addr().(*net.TCPAddr).Port))
+		conn, err := c.target.Dial(patience(t, limit), "tcp", at)
+		if err != nil {
+			t.Errorf("%s: %v", at, err)
+			continue
+		}
+		conn.Close()
+	}
+}
