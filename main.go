@@ -61,7 +61,9 @@ func launch(start *process.Start, cfg *config.Config, spec process.Spec, log *lo
 		return printed(config.Help(os.Stdout, cfg.Mode, os.Args[0]))
 	case cfg.Action == config.PrintVersion:
 		return printed(config.Version(os.Stdout, cfg.Mode, version))
-	case cfg.Mode != config.Pasta || cfg.Action != config.Run:
+	case cfg.Action == config.PrintCapabilities:
+		return printed(config.Capabilities(os.Stdout))
+	case cfg.Mode != config.Pasta:
 		return fail(`Only "pasta" is built in this version`)
 	}
 	warn(unbuilt(cfg))

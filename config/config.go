@@ -31,7 +31,7 @@ const (
 	Run               Action = iota // translate
 	PrintHelp                       // see Help
 	PrintVersion                    // see Version
-	PrintCapabilities               // those of a vhost-user back-end
+	PrintCapabilities               // see Capabilities
 )
 
 // Config is a checked command line. It is not changed after Parse has returned it; its slices

@@ -130,3 +130,10 @@ It comes without any warranty, as far as the law permits.
 `, mode, version)
 	return err
 }
+
+// Capabilities writes what --print-capabilities shows: one JSON object, as those who manage
+// back-ends of vhost-user devices read it from standard output. The error is that of w.
+func Capabilities(w io.Writer) error {
+	_, err := io.WriteString(w, "{\n  \"type\": \"net\"\n}\n")
+	return err
+}

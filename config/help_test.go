@@ -2,6 +2,7 @@ package config
 
 import (
 	"bytes"
+	"encoding/json"
 	"regexp"
 	"strings"
 	"testing"
@@ -85,5 +86,16 @@ func TestVersion(t *testing.T) {
 	if len(lines) != 8 || lines[0] != "passt 2026_07_16.abc" || !strings.HasPrefix(lines[1], "Copyright ") ||
 		!regexp.MustCompile(`^  <https://\S+>$`).MatchString(lines[3]) || lines[6] != "" || lines[7] != "" {
 		t.Errorf("%q", lines)
+	}
+}
+
+func TestCapabilities(t *testing.T) {
+	var b bytes.Buffer
+	if err := Capabilities(&b); err != nil {
+		t.Fatal(err)
+	}
+	var got map[string]any
+	if err := json.Unmarshal(b.Bytes(), &got); err != nil || got["type"] != "net" {
+		t.Errorf("%s: %v", b.Bytes(), err)
 	}
 }

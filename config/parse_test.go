@@ -181,6 +181,7 @@ func TestOptions(t *testing.T) {
 		{pasta, "--log-size 40960", func(c *Config) { c.Log.Size = 40960 }},
 		{pasta, "--log-size 0x20000", func(c *Config) { c.Log.Size = 131072 }},
 		{pasta, "-f --stats 2", func(c *Config) { c.Foreground, c.Log.Stats = true, 2*time.Second }},
+		{pasta, "-f --stats 2 --stats 0", on(func(c *Config) *bool { return &c.Foreground })},
 		{pasta, "-P /p", func(c *Config) { c.PIDFile = "/p" }},
 		{pasta, "-p/p", func(c *Config) { c.Capture = "/p" }},
 		{pasta, "-c /p", func(c *Config) { c.ControlPath = "/p" }},
@@ -540,36 +541,6 @@ func TestUsageError(t *testing.T) {
 	var plain *Error
 	if !errors.As(err, &plain) || len(plain.Warnings) != 1 {
 		t.Errorf("warnings before an error: %v", err)
-	}
-}
-
-// Command lines of real clients must be understood in full.
-func TestClients(t *testing.T) {
-	for name, argv := range map[string]string{
-		"podman": "pasta --config-net -t 127.0.0.1/8080-8080:80-80 --tcp-ports 10.77.0.2%eth0/81-81:81-81 " +
-			"-t ::1/5000-5000:5000-5000 --udp-ports fd77::2%eth0/5-5:5-5 --dns-forward 169.254.1.1 -T none -U none " +
-			"--no-map-gw --quiet --netns /run/user/1000/netns/netns-x --map-guest-addr 169.254.1.2",
-		"podman for a bridge": "pasta --config-net --pid /run/p --dns-forward 169.254.1.1 -t none -u none -T none -U none " +
-			"--no-map-gw --quiet --netns /run/user/1000/networks/rootless-netns/rootless-netns --map-guest-addr 169.254.1.2",
-		"rootlesskit 2": "pasta --stderr --ns-ifname=tap0 --mtu=65520 --config-net --address=10.0.2.100 --netmask=24 " +
-			"--gateway=10.0.2.2 --dns-forward=10.0.2.3 --no-map-gw --ipv4-only --tcp-ports=auto --udp-ports=auto " +
-			"--host-lo-to-ns-lo 1234",
-		"rootlesskit 3": "pasta --ns-ifname=tap0 --mtu=65520 --config-net --address=10.0.2.100 --netmask=24 " +
-			"--gateway=10.0.2.2 --dns-forward=10.0.2.3 --no-map-gw --tcp-ns=none --udp-ns=none --address=fd00::100 " +
-			"--gateway=fd00::2 --dns-forward=fd00::3 --tcp-ports=none --udp-ports=none --conf-path=/run/.pasta.sock " +
-			"--userns=/proc/12/ns/user --netns=/proc/12/root/run/netns",
-		"libvirt": "passt --one-off --socket /run/s --pid /run/p --log-file /l --address 192.0.2.2 --netmask 24 " +
-			"--interface eth0 -t 22:22 -u 53",
-		"slirp4netns wrapper": "pasta -q --ipv4-only -a 10.0.2.0 -n 24 -g 10.0.2.2 --dns-forward 10.0.2.3 -m 1500 " +
-			"--no-ndp --no-dhcpv6 --no-dhcp -P /f -t 80:80 -u 53:53 --netns /n",
-		"krun": "passt -q -f --fd 7",
-	} {
-		t.Run(name, func(t *testing.T) {
-			c := parse(t, argv)
-			if _, err := Rules(c.Ports, everything); err != nil {
-				t.Error(err)
-			}
-		})
 	}
 }
 

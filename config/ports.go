@@ -205,15 +205,24 @@ func parseBracketed(s string) (netip.Addr, bool) {
 
 // parseRange reads PORT or PORT-PORT.
 func parseRange(s string) (PortRange, bool) {
-	first, rest, ok := strtoulPrefix(s, 10)
+	first, rest, ok := portPrefix(s)
 	last := first
 	if second, isRange := strings.CutPrefix(rest, "-"); ok && isRange {
-		last, rest, ok = strtoulPrefix(second, 10)
+		last, rest, ok = portPrefix(second)
 	}
 	if !ok || rest != "" || first > last || last > 65535 {
 		return PortRange{}, false
 	}
 	return PortRange{uint16(first), uint16(last)}, true
+}
+
+// portPrefix reads the number s begins with, as strtoul(3) does, but none below zero: that
+// would wrap around to some port.
+func portPrefix(s string) (n uint64, rest string, ok bool) {
+	if strings.HasPrefix(strings.TrimLeft(s, blanks), "-") {
+		return 0, s, false
+	}
+	return strtoulPrefix(s, 10)
 }
 
 // subtract returns the parts of ranges that are not in exclude, in order.

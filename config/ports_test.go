@@ -3,11 +3,13 @@ package config
 import (
 	"errors"
 	"net/netip"
+	"regexp"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+	"pgregory.net/rapid"
 )
 
 func TestParsePorts(t *testing.T) {
@@ -105,6 +107,9 @@ func TestParsePortsErrors(t *testing.T) {
 		{"0x16", Inbound, Pasta, "Invalid port specifier '0x16'"},
 		{"22-", Inbound, Pasta, "Invalid port specifier '22-'"},
 		{"-22", Inbound, Pasta, "Invalid port specifier '-22'"},
+		{"-0", Inbound, Pasta, "Invalid port specifier '-0'"},
+		{"-18446744073709551594", Inbound, Pasta, "Invalid port specifier '-18446744073709551594'"},
+		{"1--1", Inbound, Pasta, "Invalid port specifier '1--1'"},
 		{"23-22", Inbound, Pasta, "Invalid port specifier '23-22'"},
 		{"65536", Inbound, Pasta, "Invalid port specifier '65536'"},
 		{"99999999999999999999", Inbound, Pasta, "Invalid port specifier '99999999999999999999'"},
@@ -371,6 +376,75 @@ func TestDefaultPorts(t *testing.T) {
 	}
 }
 
+// portsGrammar is the whole grammar of a specifier but for the addresses.
+var portsGrammar = func() *regexp.Regexp {
+	const (
+		port  = `[ \t\n\v\f\r]*\+?[0-9]+`
+		ports = port + `(-` + port + `)?`
+		ip    = `(\[[0-9A-Fa-f:.]+\]|[0-9A-Fa-f:.]+)`
+		chunk = `(all(:` + ip + `)?|auto|~` + ports + `|` + ports + `(:(` + ip + `/)?` + ports + `|:` + ip + `)?)`
+	)
+	return regexp.MustCompile(`^(none|((` + ip + `|\*)?(%[^/ \t\r\n\f\v]{1,15})?/)?` + chunk + `(,` + chunk + `)*)$`)
+}()
+
+// A specifier that means something by construction is understood as just that.
+func TestPortsByConstruction(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		listen := rapid.SampledFrom([]string{"", "/", "*/", "%e/", "*%eth0/", "192.0.2.1/", "[192.0.2.1]/", "::1/", "[::1]%e/"}).Draw(t, "listen")
+		want := map[uint16]uint16{}
+		var chunks []string
+		var out []PortRange
+		next := 1
+		for i := range rapid.IntRange(1, 5).Draw(t, "chunks") {
+			first := next + rapid.IntRange(0, 3).Draw(t, "gap")
+			n := rapid.IntRange(1, 40).Draw(t, "length")
+			last := first + n - 1
+			next = last + 1
+			chunk := PortRange{uint16(first), uint16(last)}.String()
+			switch kind := rapid.IntRange(0, 2).Draw(t, "kind"); {
+			case i > 0 && kind == 0: // a hole in what there is
+				hole := PortRange{uint16(rapid.IntRange(1, first).Draw(t, "hole")), uint16(last)}
+				chunks, out = append(chunks, "~"+hole.String()), append(out, hole)
+				continue
+			case kind == 1:
+				to := rapid.IntRange(1, 65536-n).Draw(t, "to")
+				chunk += ":" + PortRange{uint16(to), uint16(to + n - 1)}.String()
+				for p := range n {
+					want[uint16(first+p)] = uint16(to + p)
+				}
+			default:
+				for p := first; p <= last; p++ {
+					want[uint16(p)] = uint16(p)
+				}
+			}
+			chunks = append(chunks, chunk)
+		}
+		for _, r := range out {
+			for p := int(r.First); p <= int(r.Last); p++ {
+				delete(want, uint16(p))
+			}
+		}
+		value := listen + strings.Join(chunks, ",")
+		s, err := ParsePorts(value, TCP, Inbound, Passt)
+		if err != nil {
+			t.Fatal(err)
+		}
+		table, err := Rules([]PortSpec{s}, everything)
+		if err != nil {
+			t.Fatalf("%s: %v", value, err)
+		}
+		got := map[uint16]uint16{}
+		for _, r := range table.Inbound {
+			for p := range r.Ports.Len() {
+				got[r.Ports.First+uint16(p)] = r.To + uint16(p)
+			}
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Fatalf("%s: %s", value, diff)
+		}
+	})
+}
+
 // A specifier that is understood makes rules that keep what a rule promises, and that have none
 // of the excluded ports.
 func FuzzPorts(f *testing.F) {
@@ -390,6 +464,9 @@ func FuzzPorts(f *testing.F) {
 					t.Fatalf("%q: %T", value, err)
 				}
 				continue
+			}
+			if !portsGrammar.MatchString(value) {
+				t.Fatalf("%q is no specifier", value)
 			}
 			table, err := Rules([]PortSpec{s}, everything)
 			if err != nil {

@@ -150,7 +150,7 @@ func setLogSize(p *parser, value string) error {
 
 func setStats(p *parser, value string) error {
 	n, ok := strtoul(value, 0)
-	if !ok || n == 0 || n > math.MaxInt32 {
+	if !ok || n > math.MaxInt32 {
 		return errorf("Invalid --stats: %s", value)
 	}
 	if !p.cfg.Foreground {

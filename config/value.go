@@ -8,6 +8,9 @@ import (
 	"strings"
 )
 
+// blanks are what isspace(3) says in the C locale.
+const blanks = " \t\n\v\f\r"
+
 // strtoul reads all of s as strtoul(3) does: leading blanks, a sign (a negative number wraps
 // around) and, with base 0, the prefixes of C. Unlike it, it takes no empty string.
 func strtoul(s string, base int) (uint64, bool) {
@@ -18,7 +21,7 @@ func strtoul(s string, base int) (uint64, bool) {
 // strtoulPrefix reads the number s begins with and returns what follows it. It is not ok if
 // there is none or it is too large.
 func strtoulPrefix(s string, base int) (n uint64, rest string, ok bool) {
-	s = strings.TrimLeft(s, " \t\n\v\f\r")
+	s = strings.TrimLeft(s, blanks)
 	negative := strings.HasPrefix(s, "-")
 	if negative || strings.HasPrefix(s, "+") {
 		s = s[1:]
