@@ -13,10 +13,7 @@ import (
 	"os/user"
 	"strconv"
 
-	"go.uber.org/zap/zapcore"
-
 	"fusilli/config"
-	"fusilli/internal/logging"
 	"fusilli/internal/process"
 )
 
@@ -35,26 +32,27 @@ func run() int {
 	if err != nil {
 		return refuse(err)
 	}
-	log := logging.New(os.Stderr, logging.Options{Level: level(cfg.Log.Level), Origin: start.Origin})
-	defer log.Close()
 	spec := spec(cfg)
-
 	switch start.Role {
 	case process.Translator:
+		log := inheritLog(start, cfg)
+		defer log.Close()
 		return process.Translate(start, spec, log, func(ctx context.Context, env *process.Env) error {
 			return translate(ctx, cfg, env, log.Logger)
 		})
 	case process.Holder:
+		log := inheritLog(start, cfg)
+		defer log.Close()
 		if err := process.Hold(start, spec, log.Logger); err != nil {
 			log.Error(err.Error())
 		}
 		return 1
 	}
-	return launch(start, cfg, spec, log)
+	return launch(start, cfg, spec)
 }
 
 // launch is the part of the process the user started.
-func launch(start *process.Start, cfg *config.Config, spec process.Spec, log *logging.Logger) int {
+func launch(start *process.Start, cfg *config.Config, spec process.Spec) int {
 	warn(cfg.Warnings)
 	switch {
 	case cfg.Action == config.PrintHelp:
@@ -77,6 +75,11 @@ func launch(start *process.Start, cfg *config.Config, spec process.Spec, log *lo
 		}
 		spec.RunAs = u
 	}
+	log, err := openLog(start, cfg)
+	if err != nil {
+		return fail(err.Error())
+	}
+	defer log.Close()
 	status, err := process.Launch(start, spec, log.Logger)
 	if err != nil {
 		log.Error(err.Error())
@@ -99,7 +102,6 @@ func unbuilt(cfg *config.Config) []string {
 	}
 	ask(ports, "port forwarding (-t, -u, -T, -U)")
 	ask(cfg.Capture != "", "packet capture (-p)")
-	ask(cfg.Log.File != "", "log file (-l)")
 	ask(cfg.Log.Stats != 0, "event counters (--stats)")
 	ask(cfg.ControlPath != "", "control socket (-c)")
 	ask(cfg.SpliceOnly, "--splice-only")
@@ -110,13 +112,15 @@ func unbuilt(cfg *config.Config) []string {
 
 // spec is what the process model needs to know of a configuration.
 func spec(cfg *config.Config) process.Spec {
-	t := cfg.Target
+	t, debug := cfg.Target, cfg.Log.Level >= config.LevelDebug
 	s := process.Spec{
 		Command:          t.Args,
 		KeepUserNS:       t.UserNS == config.KeepUserNS,
 		HostName:         cfg.Hostname,
 		Foreground:       cfg.Foreground,
-		Debug:            cfg.Log.Level >= config.LevelDebug,
+		Debug:            debug && cfg.Log.File == "",
+		LogElsewhere:     debug && cfg.Log.File != "",
+		KeepStderr:       cfg.Log.Stats != 0,
 		StayWithoutNetNS: t.NoQuit,
 		PIDFile:          cfg.PIDFile,
 	}
@@ -161,18 +165,6 @@ func lookUp(r *config.RunAs) (*process.User, error) {
 		}
 	}
 	return u, nil
-}
-
-func level(l config.Level) zapcore.Level {
-	switch l {
-	case config.LevelWarning:
-		return zapcore.WarnLevel
-	case config.LevelDebug:
-		return zapcore.DebugLevel
-	case config.LevelTrace:
-		return logging.TraceLevel
-	}
-	return zapcore.InfoLevel
 }
 
 // refuse says what is wrong with a command line.

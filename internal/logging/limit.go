@@ -18,7 +18,8 @@ const (
 // Limit returns a logger that shows five of the same message a second. The sixth is
 // replaced by a note that more follow, and the number left out is told when the message
 // is next shown. Messages are the same if level and text are: what differs from one to
-// the next belongs into fields. It is for everything that traffic can cause.
+// the next belongs into fields. It is for everything that traffic can cause. Debug and trace
+// messages, which nobody asks for who does not want all of them, are not limited.
 func Limit(log *zap.Logger) *zap.Logger {
 	return log.WithOptions(zap.WrapCore(func(c zapcore.Core) zapcore.Core {
 		return &limitCore{Core: c, sites: &sites{m: make(map[site]*window)}}
@@ -53,8 +54,8 @@ func (c *limitCore) With(fields []zapcore.Field) zapcore.Core {
 }
 
 func (c *limitCore) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.CheckedEntry {
-	if !c.Enabled(e.Level) {
-		return ce
+	if e.Level < zapcore.InfoLevel || !c.Enabled(e.Level) {
+		return c.Core.Check(e, ce)
 	}
 	count, suppressed := c.sites.count(e)
 	if suppressed > 0 {

@@ -1,16 +1,19 @@
-// Package logging makes the program's zap loggers: one plain line a message on
-// standard error, with the levels the command line knows.
+// Package logging makes the program's zap loggers: one line a message, on standard error, in
+// the system's log or in a file, each in the form that people and the programs that call us
+// know, and with the levels the command line knows.
 //
-// A line is the message and its fields, nothing else, because people and the programs
-// that call us read it as it is. With debug output each line begins with the time
-// since the start of the program. Writing never holds a caller up for long: lines go
-// through a bounded queue, and what does not fit is dropped and counted. Limit keeps
-// a message that traffic can cause from flooding the output.
+// A line on standard error is the message and its fields, nothing else; with debug output it
+// begins with the time since the start of the program. Writing never holds a caller up: lines
+// go through a bounded queue for each destination, and what does not fit is dropped and
+// counted. Limit keeps a message that traffic can cause from flooding the output. Log files
+// have a bounded size (File).
 package logging
 
 import (
 	"fmt"
 	"io"
+	"os"
+	"sync"
 	"time"
 
 	"go.uber.org/zap"
@@ -20,54 +23,85 @@ import (
 // TraceLevel is the level of the per-packet messages that --trace adds to debug.
 const TraceLevel = zapcore.DebugLevel - 1
 
-// Options say what a logger shows and how.
+// Options say what a logger shows and where.
 type Options struct {
 	// Level is the least level shown: zapcore.InfoLevel by default, WarnLevel with
-	// -q, DebugLevel with -d, TraceLevel with --trace. Stamps are shown from
-	// DebugLevel down.
+	// -q, DebugLevel with -d, TraceLevel with --trace. Stamps are shown on standard
+	// error from DebugLevel down.
 	Level zapcore.Level
 
 	// Origin is the time stamps count from. Its monotonic reading is used.
 	Origin time.Time
+
+	// Syslog is the system's log (DialSyslog), and Ident the name it is told; nil: none.
+	Syslog *os.File
+	Ident  string
+
+	// File is the log file, or nil.
+	File *File
 }
 
-// Logger is a zap logger and the output it writes to. The output is the Logger's own:
-// nobody else closes it.
+// Logger is a zap logger and the outputs it writes to. The outputs are the Logger's own
+// until Close: nobody else writes to or closes them.
 type Logger struct {
 	*zap.Logger
-	out *queue
+	stderr *queue
+	queues []*queue // all of them
+	file   *File
+	filed  *queue // that of file, or nil
 }
 
-// New returns a logger that writes to w. w is not closed, and is used by one goroutine
-// at a time, until Close returns true.
-func New(w io.Writer, o Options) *Logger {
-	q := newQueue(w)
-	core := zapcore.NewCore(newEncoder(o), q, o.Level)
-	return &Logger{Logger: zap.New(core), out: q}
-}
-
-// Mute makes every later line vanish. It is for a process whose standard error now
-// belongs to somebody else.
-func (l *Logger) Mute() { l.out.mute() }
-
-// Close writes what is queued, and reports whether it all got out before the short time
-// a program may take to end. The logger may be used afterwards, but shows nothing.
-func (l *Logger) Close() bool { return l.out.close() }
-
-// newEncoder lays a line out: a stamp if asked for, the message, the fields as JSON.
-func newEncoder(o Options) zapcore.Encoder {
-	c := zapcore.EncoderConfig{
-		MessageKey:       "message",
-		ConsoleSeparator: " ",
-		EncodeDuration:   zapcore.StringDurationEncoder,
+// New returns a logger that writes to stderr, and where o says. stderr is not closed, and
+// is used by one goroutine at a time, until Close returns true.
+func New(stderr io.Writer, o Options) *Logger {
+	l := &Logger{file: o.File}
+	var cores []zapcore.Core
+	add := func(w io.Writer, form layout, oneRow bool) *queue {
+		q := newQueue(w)
+		l.queues = append(l.queues, q)
+		cores = append(cores, newOutput(q, o.Level, form, oneRow))
+		return q
 	}
+	form := plain
 	if o.Level <= zapcore.DebugLevel {
-		c.TimeKey = "time"
-		c.EncodeTime = func(t time.Time, enc zapcore.PrimitiveArrayEncoder) {
-			enc.AppendString(stamp(t.Sub(o.Origin)))
+		form = stamped(o.Origin)
+	}
+	l.stderr = add(stderr, form, false)
+	if o.Syslog != nil {
+		add(datagrams{o.Syslog}, prioritised(o.Ident), true)
+	}
+	if o.File != nil {
+		l.filed = add(o.File, filed(o.Origin), true)
+	}
+	l.Logger = zap.New(zapcore.NewTee(cores...))
+	return l
+}
+
+// Mute makes every later line vanish from standard error. It is for a process whose
+// standard error now belongs to somebody else.
+func (l *Logger) Mute() { l.stderr.mute() }
+
+// Close writes what is queued, and a file to the disk. It reports whether all got out before
+// the short time a program may take to end. The logger may be used afterwards, but shows
+// nothing.
+func (l *Logger) Close() bool {
+	var all sync.WaitGroup
+	out := make([]bool, len(l.queues))
+	for i, q := range l.queues {
+		all.Go(func() {
+			out[i] = q.close()
+			if out[i] && q == l.filed {
+				l.file.Sync() // nowhere to report a failure to
+			}
+		})
+	}
+	all.Wait()
+	for _, ok := range out {
+		if !ok {
+			return false
 		}
 	}
-	return zapcore.NewConsoleEncoder(c)
+	return true
 }
 
 // stamp formats the time since start as seconds and ten-thousandths, as in "12.0345:".

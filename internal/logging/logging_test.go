@@ -155,7 +155,7 @@ func TestLimit(t *testing.T) {
 }
 
 func TestLimitForgetsOldSites(t *testing.T) {
-	log := Limit(zap.New(zapcore.NewCore(newEncoder(Options{}), zapcore.AddSync(io.Discard), zapcore.InfoLevel)))
+	log := Limit(New(io.Discard, Options{}).Logger)
 	core := log.Core().(*limitCore)
 	for i := range 3 * limitSites {
 		log.Info(strings.Repeat("x", i))

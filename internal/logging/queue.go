@@ -1,7 +1,6 @@
 package logging
 
 import (
-	"fmt"
 	"io"
 	"sync"
 	"time"
@@ -19,6 +18,9 @@ const (
 type queue struct {
 	w io.Writer
 
+	// lostLine is the line that tells of n others that were dropped.
+	lostLine func(n int) []byte
+
 	mu      sync.Mutex
 	pending []byte
 	lost    int           // lines dropped since the last one that fitted
@@ -26,7 +28,16 @@ type queue struct {
 	drained chan struct{} // closed when the writing goroutine ends; nil if there is none
 }
 
-func newQueue(w io.Writer) *queue { return &queue{w: w} }
+func newQueue(w io.Writer) *queue {
+	return &queue{w: w}
+}
+
+// on reports whether lines are still taken.
+func (q *queue) on() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return !q.off
+}
 
 // Write queues one line, or drops and counts it. It keeps no reference to line and
 // never fails: a log that cannot be written is no reason to stop.
@@ -41,7 +52,7 @@ func (q *queue) Write(line []byte) (int, error) {
 		return len(line), nil
 	}
 	if q.lost > 0 {
-		q.pending = fmt.Appendf(q.pending, "(%d messages lost)\n", q.lost)
+		q.pending = append(q.pending, q.lostLine(q.lost)...)
 		q.lost = 0
 	}
 	q.pending = append(q.pending, line...)

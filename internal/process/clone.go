@@ -128,9 +128,9 @@ func (c *clone) failure(r childReport) error {
 	case stepUser:
 		return failf("Can't set UID to %d", c.user.UID)
 	case stepUserNS:
-		return failf("Couldn't enter user namespace %s: %s", c.userNS.Name(), reason(r.errno))
+		return failf("Couldn't enter user namespace %s: %s", c.userNS.Name(), Reason(r.errno))
 	case stepClone:
-		return failf("Couldn't create namespaces: %s", reason(r.errno))
+		return failf("Couldn't create namespaces: %s", Reason(r.errno))
 	case stepLink:
 		return fmt.Errorf("pass the link on: %w", r.errno)
 	}

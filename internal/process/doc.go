@@ -45,6 +45,12 @@
 // In background the translator has let go of the terminal, the session and the standard
 // streams before it answers, because callers wait for these streams to close.
 //
+// # Messages
+//
+// Each process logs for itself, to the same places: the launcher opens log file and system
+// log, and passes the descriptors on (Start.Pass). Once ready, a translator in background or
+// beside a command leaves standard error alone.
+//
 // # Endings
 //
 // The socket between launcher and translator is also their bond: in the forms in which

@@ -25,6 +25,7 @@ func Hold(start *Start, spec Spec, log *zap.Logger) error {
 		return err
 	}
 	furnish(spec.HostName, log)
+	log.Sync() // nothing of us is left to write when the command runs
 
 	if word, err := receive(linkFD); err != nil || word != release {
 		return nil
@@ -54,21 +55,21 @@ func furnish(hostName string, log *zap.Logger) {
 		err = unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "")
 	}
 	if err != nil {
-		log.Warn("Couldn't mount /proc: " + reason(err))
+		log.Warn("Couldn't mount /proc: " + Reason(err))
 	}
 	if err := os.WriteFile("/proc/sys/net/ipv4/ping_group_range", []byte("0 0"), 0); err != nil {
-		log.Warn("Cannot set ping_group_range, ICMP requests might fail: " + reason(err))
+		log.Warn("Cannot set ping_group_range, ICMP requests might fail: " + Reason(err))
 	}
 	if hostName == "" {
 		current, err := os.Hostname()
 		if err != nil {
-			log.Warn("Couldn't get the host name: " + reason(err))
+			log.Warn("Couldn't get the host name: " + Reason(err))
 		}
 		hostName = "pasta-" + current
 		hostName = hostName[:min(len(hostName), maxHostName)]
 	}
 	if err := unix.Sethostname([]byte(hostName)); err != nil {
-		log.Warn("Couldn't set the host name: " + reason(err))
+		log.Warn("Couldn't set the host name: " + Reason(err))
 	}
 }
 
@@ -103,7 +104,7 @@ func run(command []string) error {
 		}
 		argv = []string{"-" + file}
 	}
-	return failf("Failed to start command or shell: %s", reason(search(file, argv)))
+	return failf("Failed to start command or shell: %s", Reason(search(file, argv)))
 }
 
 // search executes file as execvp(3) does: a name without a slash is looked for in PATH,

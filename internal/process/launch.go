@@ -131,7 +131,7 @@ func (l *launcher) begin() error {
 	if l.spec.PIDFile != "" {
 		f, err := openFile(l.spec.PIDFile, unix.O_CREAT|unix.O_TRUNC|unix.O_WRONLY, 0o600)
 		if err != nil {
-			return failf("Couldn't open PID file %s: %s", l.spec.PIDFile, reason(err))
+			return failf("Couldn't open PID file %s: %s", l.spec.PIDFile, Reason(err))
 		}
 		l.pidFile = l.keep(f)
 	}
@@ -211,7 +211,7 @@ func (l *launcher) openUserNS(path string) (*os.File, error) {
 	}
 	f, err := openFile(path, unix.O_RDONLY, 0)
 	if err != nil {
-		return nil, failf("Couldn't open user namespace %s: %s", path, reason(err))
+		return nil, failf("Couldn't open user namespace %s: %s", path, Reason(err))
 	}
 	l.keep(f)
 	var own, other unix.Stat_t
@@ -237,7 +237,7 @@ type openError struct {
 }
 
 func (e *openError) Error() string {
-	return fmt.Sprintf("Couldn't open network namespace %s: %s", e.path, reason(e.err))
+	return fmt.Sprintf("Couldn't open network namespace %s: %s", e.path, Reason(e.err))
 }
 
 func (e *openError) Unwrap() error { return e.err }
@@ -250,7 +250,9 @@ func (l *launcher) newLink(role Role, files ...*os.File) (ours, theirs *os.File,
 	}
 	l.keep(ours)
 	h := hello{Role: role, Origin: l.start.hello.Origin, User: l.user, BeUser: l.change}
-	if err := sendHello(ours, h, files...); err != nil {
+	// What was logged is to be read before what they will log.
+	l.log.Sync()
+	if err := sendHello(ours, h, append(files, l.start.pass...)...); err != nil {
 		theirs.Close()
 		return nil, nil, err
 	}
@@ -295,7 +297,7 @@ func createHolder(link *os.File, withUserNS bool) (*os.Process, error) {
 		Sys:   attr,
 	})
 	if err != nil {
-		return nil, failf(what, reason(err))
+		return nil, failf(what, Reason(err))
 	}
 	return p, nil
 }
@@ -381,7 +383,7 @@ func (l *launcher) answered(a answer) error {
 			pid = os.Getpid()
 		}
 		if _, err := fmt.Fprintln(l.pidFile, pid); err != nil {
-			return failf("Couldn't write PID file %s: %s", l.spec.PIDFile, reason(err))
+			return failf("Couldn't write PID file %s: %s", l.spec.PIDFile, Reason(err))
 		}
 	}
 	if l.holder != nil {

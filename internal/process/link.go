@@ -205,6 +205,22 @@ type Start struct {
 
 	hello hello
 	files map[string]int // descriptors by the names of hello.FDs
+	pass  []*os.File     // for the processes we start
+}
+
+// Pass has the processes that Launch will start get f, under its name. f stays the caller's
+// and must be open until Launch has returned.
+func (s *Start) Pass(f *os.File) { s.pass = append(s.pass, f) }
+
+// File returns what the launcher passed on under that name, and whether it did. It is the
+// caller's, and to be asked for once.
+func (s *Start) File(name string) (*os.File, bool) {
+	fd, ok := s.files[name]
+	if !ok {
+		return nil, false
+	}
+	delete(s.files, name)
+	return os.NewFile(uintptr(fd), name), true
 }
 
 // Begin finds out which part this process has, and takes the trace of it out of the

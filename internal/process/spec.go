@@ -40,6 +40,13 @@ type Spec struct {
 	// Debug keeps the translator's messages on standard error while a command runs.
 	Debug bool
 
+	// LogElsewhere ends them once the translator is ready, even if the launcher stays.
+	LogElsewhere bool
+
+	// KeepStderr leaves standard error open, for what is no message, where the launcher
+	// stays.
+	KeepStderr bool
+
 	// StayWithoutNetNS keeps the translator when NetNS goes away.
 	StayWithoutNetNS bool
 
@@ -70,8 +77,8 @@ func (f failure) Error() string { return string(f) }
 
 func failf(format string, args ...any) error { return failure(fmt.Sprintf(format, args...)) }
 
-// reason is err as the C library words it: users and programs know these texts.
-func reason(err error) string {
+// Reason is err as the C library words it: users and programs know these texts.
+func Reason(err error) string {
 	var errno syscall.Errno
 	if !errors.As(err, &errno) {
 		return err.Error()

@@ -106,7 +106,7 @@ func (e *Env) enter(start *Start) error {
 	defer unix.Close(fd)
 	thread, err := StartThread(fd)
 	if err != nil {
-		return failf("Couldn't switch to pasta namespaces: %s", reason(err))
+		return failf("Couldn't switch to pasta namespaces: %s", Reason(err))
 	}
 	e.NetNS = thread
 	return nil
@@ -162,7 +162,7 @@ func awaitLauncher(ctx context.Context) error {
 
 // Ready tells the launcher that the namespace is connected. In background it first lets
 // go of the caller's session, streams and directory; while a command runs, of the
-// streams. It is to be called once, by the goroutine that runs the translator, and
+// streams. Which messages standard error still gets is for Spec to say. It is to be called once, by the goroutine that runs the translator, and
 // fails only if there is no launcher any more.
 func (e *Env) Ready() error {
 	if err := e.detach(); err != nil {
@@ -189,8 +189,11 @@ func (e *Env) detach() error {
 			e.log.Debug("Can't leave the working directory", zap.Error(err))
 		}
 		e.quieten()
-	case e.spec.runsCommand() && !e.spec.Debug:
+	case e.spec.runsCommand() && !e.spec.Debug, e.spec.LogElsewhere:
 		e.quieten()
+		if e.spec.KeepStderr {
+			streams = streams[:2]
+		}
 	default:
 		streams = streams[:2]
 	}

@@ -166,10 +166,10 @@ func link(t *testing.T, path string) string {
 }
 
 func TestReason(t *testing.T) {
-	if got := reason(&os.PathError{Op: "open", Path: "x", Err: unix.EPERM}); got != "Operation not permitted" {
+	if got := Reason(&os.PathError{Op: "open", Path: "x", Err: unix.EPERM}); got != "Operation not permitted" {
 		t.Errorf("reason = %q", got)
 	}
-	if got := reason(errors.New("plain")); got != "plain" {
+	if got := Reason(errors.New("plain")); got != "plain" {
 		t.Errorf("reason = %q", got)
 	}
 }

@@ -1,0 +1,210 @@
+package e2e
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"fusilli/tests/bed"
+)
+
+func text(t *testing.T, path string) string {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+func TestLogFileBeginsWithVersionAndPID(t *testing.T) {
+	t.Parallel()
+	b := newBed(t, defaultBed)
+	target, err := b.Target(patience(t, limit))
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(scratch(t), "log")
+	for _, tc := range []struct {
+		name string
+		args []string
+	}{
+		{"command", []string{"--", "true"}},
+		{"background", []string{strconv.Itoa(target.PID)}}, // empties what the first left
+	} {
+		p, _ := start(t, b, append([]string{"--config-net", "-d", "-l", path}, tc.args...)...)
+		if status := p.Status(); status != 0 {
+			t.Fatalf("%s: status %d: %s", tc.name, status, p.Stderr())
+		}
+		first, rest, _ := strings.Cut(text(t, path), "\n")
+		if ok, _ := regexp.MatchString(fmt.Sprintf(`^pasta .* \(%d\)$`, p.PID()), first); !ok {
+			t.Errorf("%s: first line %q, want one that ends with the PID %d", tc.name, first, p.PID())
+		}
+		if strings.Contains(rest, "\npasta ") || !strings.Contains(rest, ":          tap is open") {
+			t.Errorf("%s: log %q", tc.name, rest)
+		}
+		if st, err := os.Stat(path); err != nil || st.Mode().Perm() != 0o600 {
+			t.Errorf("%s: log file %v, %v; want mode 0600", tc.name, st.Mode(), err)
+		}
+	}
+}
+
+func TestLogFileThatCannotBeMade(t *testing.T) {
+	t.Parallel()
+	p, _ := start(t, newBed(t, defaultBed), "-l", "/nonexistent/log", "--", "true")
+	want := "Couldn't open log file /nonexistent/log: No such file or directory\n"
+	if status := p.Status(); status != 1 || p.Stderr() != want {
+		t.Errorf("status %d, %q, want 1 and %q", status, p.Stderr(), want)
+	}
+}
+
+// Where a message of the running translator shows up depends on the form and the options. The
+// message is that the namespace is gone.
+func TestMessagesAtRunTime(t *testing.T) {
+	t.Parallel()
+	const gone = " is gone, exiting"
+	for _, tc := range []struct {
+		name         string
+		args         []string
+		stderr, file bool
+		prefix       string // regular expression, on standard error
+	}{
+		{"foreground", []string{"-f"}, true, false, ""},
+		{"foreground, quiet", []string{"-f", "-q"}, false, false, ""},
+		{"foreground, file", []string{"-f", "-l"}, true, true, ""},
+		{"foreground, debug", []string{"-f", "-d"}, true, false, `\d+\.\d{4}: `},
+		{"foreground, debug, file", []string{"-f", "-d", "-l"}, false, true, ""},
+		{"background", nil, false, false, ""},
+		{"background, file", []string{"-l"}, false, true, ""},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			b := newBed(t, defaultBed)
+			target, err := b.Target(patience(t, limit))
+			if err != nil {
+				t.Fatal(err)
+			}
+			dir := scratch(t)
+			log, pidFile := filepath.Join(dir, "log"), filepath.Join(dir, "pid")
+			args := append([]string{"--config-net", "-P", pidFile}, tc.args...)
+			if len(tc.args) > 0 && tc.args[len(tc.args)-1] == "-l" {
+				args = append(args, log)
+			}
+			p, _ := start(t, b, append(args, strconv.Itoa(target.PID))...)
+			var pid int
+			waitFor(t, "the PID file", func() bool {
+				text, _ := os.ReadFile(pidFile)
+				pid, err = strconv.Atoi(strings.TrimSuffix(string(text), "\n"))
+				return strings.HasSuffix(string(text), "\n") && err == nil
+			})
+			target.Close()
+			waitFor(t, "the translator to end", func() bool {
+				_, err := bed.Tree(pid)
+				return err != nil
+			})
+			if status := p.Status(); status != 0 {
+				t.Errorf("status %d, want 0", status)
+			}
+			line := regexp.MustCompile(`(?m)^` + tc.prefix + `Namespace /proc/\d+/ns/net` + gone + `$`)
+			if got := line.MatchString(p.Stderr()); got != tc.stderr || !got && strings.Contains(p.Stderr(), gone) {
+				t.Errorf("standard error %q, want the message: %t", p.Stderr(), tc.stderr)
+			}
+			if !tc.file {
+				return
+			}
+			line = regexp.MustCompile(`(?m)^\d+\.\d{4}: info:    Namespace /proc/\d+/ns/net` + gone + `$`)
+			if !line.MatchString(text(t, log)) {
+				t.Errorf("log file %q", text(t, log))
+			}
+		})
+	}
+}
+
+// A /dev of the test's own, with the system's log in it, for the program it runs then.
+const withLog = `
+set -e
+mkdir "$1/dev"
+mount --rbind /dev "$1/dev"
+mount -t tmpfs tmpfs /dev
+mkdir /dev/net
+for f in null zero random urandom net/tun; do
+	touch "/dev/$f"
+	mount --bind "$1/dev/$f" "/dev/$f"
+done
+ln -s "$1/log" /dev/log
+shift
+exec "$@"`
+
+func TestMessagesGoToTheSystemsLog(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct {
+		name string
+		args []string
+		want string
+	}{
+		{"default", nil, "<6> pasta: Namespace /proc/%d/ns/net is gone, exiting\n"},
+		{"quiet", []string{"-q"}, ""},
+		{"file", []string{"-l", "/dev/null"}, ""},
+		{"debug", []string{"-d"}, ""},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			b := newBed(t, defaultBed)
+			target, err := b.Target(patience(t, limit))
+			if err != nil {
+				t.Fatal(err)
+			}
+			dir := scratch(t)
+			server, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: dir + "/log", Net: "unixgram"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer server.Close()
+			if err := os.Chmod(dir+"/log", 0o666); err != nil {
+				t.Fatal(err)
+			}
+			argv := append([]string{"--mount", "sh", "-c", withLog, "sh", dir, program, "-f", "--config-net"}, tc.args...)
+			p, err := b.Host.Spawn(bed.Root, exec.Command("unshare", append(argv, strconv.Itoa(target.PID))...))
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { p.Stop(limit) })
+			if err := target.Configured(patience(t, limit), p, true); err != nil {
+				t.Fatal(err)
+			}
+			target.Close()
+			if status := p.Status(); status != 0 {
+				t.Fatalf("status %d: %s", status, p.Stderr())
+			}
+			// Datagrams are there when their sender has ended.
+			var got strings.Builder
+			buf := make([]byte, 8192)
+			for {
+				server.SetReadDeadline(time.Now().Add(10 * time.Millisecond))
+				n, err := server.Read(buf)
+				if err != nil {
+					break
+				}
+				got.Write(buf[:n])
+			}
+			want := tc.want
+			if want != "" {
+				want = fmt.Sprintf(want, target.PID)
+			}
+			for line := range strings.Lines(got.String()) {
+				if !strings.HasPrefix(line, "<4> pasta: ") && !strings.HasPrefix(line, "<6> pasta: ") {
+					t.Errorf("line %q", line)
+				}
+			}
+			if want == "" && strings.Contains(got.String(), "gone") || !strings.HasSuffix(got.String(), want) {
+				t.Errorf("log %q, want %q at the end", got.String(), want)
+			}
+		})
+	}
+}
