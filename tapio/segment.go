@@ -6,6 +6,9 @@ import (
 	"fusilli/tapio/frame"
 )
 
+// maxHeader is room for the headers of the longest kind that split writes: IPv6 and TCP with options.
+const maxHeader = frame.L3Off + frame.IPv6Len + 60
+
 // segmenter turns one frame into those a link without some of the features can carry: a row of TCP
 // segments or UDP datagrams becomes single ones, and checksums are completed unless the link does
 // that itself. It does in software what the kernel does for a tap (linux/virtio_net.h).
@@ -101,18 +104,36 @@ func (s *segmenter) reset(in []byte, partial bool) error {
 // next writes the next frame to out, which has room for frame.MaxFrame bytes, and returns its
 // length with the virtio_net_hdr and padding; 0 when there is none left.
 func (s *segmenter) next(out []byte) int {
-	if s.done {
+	n, data := s.split(out)
+	if n == 0 {
 		return 0
+	}
+	return frame.Pad(out, n+copy(out[n:], data))
+}
+
+// split is next without copying: it writes the headers of the next frame to hdr, which has room for
+// maxHeader bytes, and returns their length with the virtio_net_hdr and what comes behind them, a
+// part of the frame given to reset. Nothing is padded.
+func (s *segmenter) split(hdr []byte) (n int, data []byte) {
+	if s.done {
+		return 0, nil
 	}
 	if !s.row {
 		s.done = true
-		n := copy(out, s.in)
+		n := frame.L3Off
 		if s.v.Flags&frame.NeedsCsum != 0 && !s.partial {
-			// The field holds the sum of the pseudo-header, so it is summed like the rest.
-			s.putSum(out[s.l4:n], frame.Checksum(out[s.l4:n], 0))
-			frame.PutVnet(out, frame.Vnet{})
+			n = s.l4 + int(s.v.CsumOffset) + 2
+			if n > len(hdr) {
+				return 0, nil // nobody's header is that long
+			}
 		}
-		return frame.Pad(out, n)
+		copy(hdr, s.in[:n])
+		if n > frame.L3Off {
+			// The field holds the sum of the pseudo-header, so it is summed like the rest.
+			s.putSum(hdr[s.l4:n], frame.Checksum(s.in[s.l4:], 0))
+			frame.PutVnet(hdr, frame.Vnet{})
+		}
+		return n, s.in[n:]
 	}
 
 	payload := s.in[s.hdr:]
@@ -120,14 +141,14 @@ func (s *segmenter) next(out []byte) int {
 	first := s.off == 0
 	s.off += len(piece)
 	s.done = s.off == len(payload)
-	copy(out, s.in[:s.hdr])
-	n := s.hdr + copy(out[s.hdr:], piece)
+	copy(hdr, s.in[:s.hdr])
 
-	ip, l4 := out[frame.L3Off:n], out[s.l4:n]
+	ip, l4 := hdr[frame.L3Off:s.hdr], hdr[s.l4:s.hdr]
+	length := len(l4) + len(piece)
 	if s.v6 {
-		frame.SetIPv6Len(ip, len(l4))
+		frame.SetIPv6Len(ip, length)
 	} else {
-		binary.BigEndian.PutUint16(ip[2:], uint16(n-frame.L3Off))
+		binary.BigEndian.PutUint16(ip[2:], uint16(s.l4-frame.L3Off+length))
 		id := binary.BigEndian.Uint16(ip[4:]) + uint16(s.n)
 		binary.BigEndian.PutUint16(ip[4:], id)
 		h := ip[:s.l4-frame.L3Off]
@@ -135,7 +156,7 @@ func (s *segmenter) next(out []byte) int {
 		binary.BigEndian.PutUint16(h[10:], frame.Checksum(h, 0))
 	}
 	if s.udp {
-		binary.BigEndian.PutUint16(l4[4:], uint16(len(l4)))
+		binary.BigEndian.PutUint16(l4[4:], uint16(length))
 	} else {
 		seq := binary.BigEndian.Uint32(l4[4:]) + uint32(s.off-len(piece))
 		binary.BigEndian.PutUint32(l4[4:], seq)
@@ -148,16 +169,15 @@ func (s *segmenter) next(out []byte) int {
 	}
 	s.n++
 
-	sum := frame.Fold(s.addrs + uint32(len(l4)))
-	s.putSum(l4, sum)
+	s.putSum(l4, frame.Fold(s.addrs+uint32(length)))
 	v := frame.Vnet{}
 	if s.partial {
 		v = frame.Vnet{Flags: frame.NeedsCsum, CsumStart: s.v.CsumStart, CsumOffset: s.sumOffset()}
 	} else {
-		s.putSum(l4, frame.Checksum(l4, 0))
+		s.putSum(l4, frame.Checksum(piece, frame.Sum(l4, 0)))
 	}
-	frame.PutVnet(out, v)
-	return frame.Pad(out, n)
+	frame.PutVnet(hdr, v)
+	return s.hdr, piece
 }
 
 func (s *segmenter) sumOffset() uint16 {

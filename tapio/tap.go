@@ -4,9 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math"
 	"os"
-	"sync/atomic"
 	"syscall"
 	"time"
 	"unsafe"
@@ -118,18 +116,16 @@ func (t *Tap) Close() error {
 
 // queue is one queue of a tap: a descriptor of /dev/net/tun.
 //
-// The descriptor stays open while calls are under way: calls counts them, and closed is added to it
-// by Close. Whoever brings it down to closed alone closes the descriptor. This is the only thing
-// writers share, where os.File would have them wait for each other.
+// The descriptor stays open while calls are under way.
 type queue struct {
 	name     string
 	features Features
 	fd       uintptr
 	vnetSkip int // bytes of a buffer that the device does not know: VnetLen without VnetHeader
 
-	calls atomic.Int32
-	file  *os.File
-	raw   syscall.RawConn
+	life lifetime
+	file *os.File
+	raw  syscall.RawConn
 
 	// By the reader, for step.
 	step  func(uintptr) bool
@@ -139,8 +135,6 @@ type queue struct {
 
 	writeRaw func([]byte) error // the method write, bound once
 }
-
-const closed = math.MinInt32
 
 func (q *queue) open(name string, flags uint16, without Features) error {
 	ifr, err := unix.NewIfreq(name)
@@ -262,30 +256,23 @@ func setTxQueueLen(name string, n int) error {
 
 // enter keeps the descriptor open until leave. It reports false after Close.
 func (q *queue) enter() bool {
-	if q.calls.Add(1) > 0 {
-		return true
+	ok, last := q.life.enter()
+	if last {
+		q.file.Close()
 	}
-	q.leave()
-	return false
+	return ok
 }
 
 func (q *queue) leave() {
-	if q.calls.Add(-1) == closed {
+	if q.life.leave() {
 		q.file.Close()
 	}
 }
 
 // Close implements Link.
 func (q *queue) Close() error {
-	for {
-		n := q.calls.Load()
-		if n < 0 {
-			return os.ErrClosed
-		}
-		// Closing is itself a call under way, until leave.
-		if q.calls.CompareAndSwap(n, n+1+closed) {
-			break
-		}
+	if !q.life.end() {
+		return os.ErrClosed
 	}
 	// Wakes the reader, which leaves then. A reader about to wait finds the deadline passed.
 	q.file.SetReadDeadline(time.Unix(1, 0))

@@ -463,7 +463,7 @@ func TestTapCloseWhileWriting(t *testing.T) {
 			}
 			tap.Close()
 			wg.Wait()
-			if n := tap.calls.Load(); n != closed {
+			if n := tap.life.calls.Load(); n != closed {
 				t.Errorf("calls = %d", n)
 			}
 			if err := tap.file.SetReadDeadline(time.Time{}); err == nil {
