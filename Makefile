@@ -1,5 +1,5 @@
 # passt and pasta are one static program without cgo. Targets: all (the default), install,
-# test, bench, demo, clean.
+# dist, test, bench, demo, clean.
 
 PREFIX  ?= /usr/local
 DESTDIR ?=
@@ -15,21 +15,24 @@ LINKS = pasta passt.avx2 pasta.avx2
 VERSION ?= $(shell git describe --tags --dirty 2>/dev/null || \
 	git log -1 --date=format:%Y_%m_%d --format=%cd.%h 2>/dev/null || echo unknown)
 
+# Where the program and its links are built.
+OUT ?= .
+
 # How long each fuzz target runs in a test.
 FUZZTIME ?= 3s
 
-all: passt $(LINKS)
+all: $(OUT)/passt $(LINKS:%=$(OUT)/%)
 
 # Go knows what is out of date.
-passt: FORCE
+$(OUT)/passt: FORCE
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o $@ .
 
-$(LINKS): passt
+$(LINKS:%=$(OUT)/%): $(OUT)/passt
 	ln -sf passt $@
 
 install: all
 	install -d $(bindir)
-	install -m 755 passt $(bindir)/passt
+	install -m 755 $(OUT)/passt $(bindir)/passt
 	for l in $(LINKS); do ln -sf passt $(bindir)/$$l || exit 1; done
 	for m in man/*.1; do \
 		[ -e "$$m" ] || continue; \
@@ -66,8 +69,12 @@ bench: all
 demo: all
 	sh tests/demo.sh
 
+# Archives and packages for all architectures, in dist/.
+dist:
+	GO='$(GO)' VERSION='$(VERSION)' sh contrib/package/build.sh
+
 clean:
-	rm -f passt $(LINKS)
+	rm -rf passt $(LINKS) dist
 
 FORCE:
-.PHONY: all install test setup static fuzz bench demo clean FORCE
+.PHONY: all install test setup static fuzz bench demo dist clean FORCE
