@@ -106,7 +106,6 @@ func unbuilt(cfg *config.Config) []string {
 	ask(cfg.ControlPath != "", "control socket (-c)")
 	ask(cfg.SpliceOnly, "--splice-only")
 	ask(cfg.FD >= 0, "--fd")
-	ask(cfg.IPv4.DNSForward.IsValid() || cfg.IPv6.DNSForward.IsValid(), "DNS forwarding (--dns-forward)")
 	return lines
 }
 

@@ -71,7 +71,11 @@ func translate(ctx context.Context, cfg *config.Config, env *process.Env, log *z
 	}
 	log.Debug("tap is open", zap.String("tap", tap.Name()), zap.Stringer("features", tap.Features()))
 
-	engine := actors.New(engineConfig(cfg, host, &guest, tap, log))
+	dns, warnings := names(cfg, host)
+	for _, w := range warnings {
+		log.Warn(w)
+	}
+	engine := actors.New(engineConfig(cfg, host, &dns, &guest, tap, log))
 	if err := env.Ready(); err != nil {
 		tap.Close()
 		return err
@@ -116,27 +120,25 @@ func plan(cfg *config.Config, host *autodetect.Host) netconf.Plan {
 }
 
 // engineConfig is what the translator's engine is told.
-func engineConfig(cfg *config.Config, host *autodetect.Host, guest *netconf.Result, link tapio.Link, log *zap.Logger) actors.Config {
+func engineConfig(cfg *config.Config, host *autodetect.Host, dns *autodetect.DNS, guest *netconf.Result, link tapio.Link, log *zap.Logger) actors.Config {
 	v4, v6 := host.V4.Enabled() && !guest.NoV4, host.V6.Enabled() && !guest.NoV6
 	kernel := autodetect.ReadKernel(os.DirFS(autodetect.Sysctls))
-	alias := func(c *config.Family, h *autodetect.Family) netip.Addr {
-		if c.HostLoopback.IsValid() || cfg.NoMapGateway {
-			return c.HostLoopback
-		}
-		return h.Gateway
-	}
 	c := actors.Config{
 		Link: link, Log: log,
 		OurMAC: frame.MAC(cfg.MAC), MTU: cfg.MTU,
 		V4: v4, V6: v6,
 		Neigh: responder(cfg, host),
 		Rules: rules.Rules{
-			HostLoopback4: alias(&cfg.IPv4, &host.V4),
-			HostLoopback6: alias(&cfg.IPv6, &host.V6),
+			HostLoopback4: hostAlias(cfg, &cfg.IPv4, &host.V4),
+			HostLoopback6: hostAlias(cfg, &cfg.IPv6, &host.V6),
 			HostGuest4:    cfg.IPv4.HostGuestAddr,
 			HostGuest6:    cfg.IPv6.HostGuestAddr,
 			Assigned4:     host.V4.Address,
 			Assigned6:     host.V6.Address,
+			DNSMatch4:     dns.V4.Match,
+			DNSMatch6:     dns.V6.Match,
+			DNSHost4:      dns.V4.Host,
+			DNSHost6:      dns.V6.Host,
 			OurTap4:       host.V4.Gateway,
 			OurLinkLocal:  host.V6.LinkLocal,
 		},

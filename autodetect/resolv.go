@@ -28,15 +28,15 @@ type Resolv struct {
 }
 
 // Resolvers parses a resolv.conf(5). It reads what passt reads: lines that begin with
-// "nameserver " or "search " exactly, of the former what follows the last blank, up to a
-// scope, of the latter the first line only, at most MaxSearch domains. Lines that make no
-// sense are skipped. Errors are those of r.
+// "nameserver " or "search " exactly, of the former what follows the last blank but those at
+// the end, up to a scope, of the latter the first line only, at most MaxSearch domains. Lines
+// that make no sense are skipped. Errors are those of r.
 func Resolvers(r io.Reader) (Resolv, error) {
 	text, err := io.ReadAll(io.LimitReader(r, maxResolvConf))
 	var rc Resolv
 	searched := false
 	for line := range bytes.Lines(text) {
-		line := strings.TrimRight(string(line), "\r\n")
+		line := strings.TrimRight(string(line), " \t\r\n")
 		if rest, ok := strings.CutPrefix(line, "search "); ok && !searched {
 			searched = true
 			domains := strings.FieldsFunc(rest, func(c rune) bool { return c == ' ' || c == '\t' })

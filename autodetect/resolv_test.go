@@ -30,6 +30,7 @@ func TestResolvers(t *testing.T) {
 		{"scope is dropped", "nameserver fe80::1%eth0\n", Resolv{V6: addrs("fe80::1")}},
 		{"loopback stays", "nameserver 127.0.0.53\nnameserver ::1\n", Resolv{V4: addrs("127.0.0.53"), V6: addrs("::1")}},
 		{"after the last blank", "nameserver   192.0.2.53\nnameserver 192.0.2.1 192.0.2.2\n", Resolv{V4: addrs("192.0.2.53", "192.0.2.2")}},
+		{"blanks at the end", "nameserver 192.0.2.53 \t\nsearch a.example  \n", Resolv{V4: addrs("192.0.2.53"), Search: []string{"a.example"}}},
 		{"other beginnings", " nameserver 192.0.2.1\nnameserver\t192.0.2.1\nNameserver 192.0.2.1\n#nameserver 192.0.2.1\n search a\nsearch\tb\n", Resolv{}},
 		{"no address", "nameserver \nnameserver dns.example.org\nnameserver 192.0.2.256\nnameserver 192.0.2.1 # mine\n", Resolv{}},
 		{"first search line only", "search a.example\nsearch b.example\n", Resolv{Search: []string{"a.example"}}},

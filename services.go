@@ -1,0 +1,64 @@
+package main
+
+import (
+	"fmt"
+	"net/netip"
+
+	"fusilli/autodetect"
+	"fusilli/config"
+)
+
+// names finds out what the guest can be told about names and where its queries go, and what the
+// user should hear about that.
+func names(cfg *config.Config, host *autodetect.Host) (autodetect.DNS, []string) {
+	family := func(c *config.Family, h *autodetect.Family) autodetect.DNSFamilyOptions {
+		return autodetect.DNSFamilyOptions{
+			Disabled: !h.Enabled(), Resolvers: c.DNS, Forward: c.DNSForward, Host: c.DNSHost, Loopback: hostAlias(cfg, c, h),
+		}
+	}
+	o := autodetect.DNSOptions{
+		NoResolvers: cfg.DNS.None, Search: cfg.DNS.Search, NoSearch: cfg.DNS.NoSearch,
+		V4: family(&cfg.IPv4, &host.V4), V6: family(&cfg.IPv6, &host.V6),
+	}
+	var (
+		rc       autodetect.Resolv
+		warnings []string
+	)
+	if o.NeedResolv() {
+		var err error
+		if rc, err = autodetect.ReadResolvers(autodetect.ResolvConf); err != nil {
+			warnings = append(warnings, fmt.Sprintf("Couldn't read %s: %v", autodetect.ResolvConf, err))
+		}
+	}
+	dns := o.Resolve(&rc)
+	if dns.NoneFound {
+		warnings = append(warnings, "Couldn't get any nameserver address")
+	}
+	if cfg.DNS.Announce && !cfg.DNS.None {
+		if dhcp4(cfg, host) && len(dns.V4.Resolvers) == 0 {
+			warnings = append(warnings, "No IPv4 nameserver available for DHCP")
+		}
+		if (cfg.NDP || dhcp6(cfg, host)) && len(dns.V6.Resolvers) == 0 {
+			warnings = append(warnings, "No IPv6 nameserver available for NDP/DHCPv6")
+		}
+	}
+	return dns, warnings
+}
+
+// hostAlias returns the guest's alias of the host's loopback address of a family.
+func hostAlias(cfg *config.Config, c *config.Family, h *autodetect.Family) netip.Addr {
+	if c.HostLoopback.IsValid() || cfg.NoMapGateway {
+		return c.HostLoopback
+	}
+	return h.Gateway
+}
+
+// dhcp4 reports whether the guest has a DHCP server: without a gateway there is nobody to be it.
+func dhcp4(cfg *config.Config, host *autodetect.Host) bool {
+	return cfg.DHCP && host.V4.Enabled() && host.V4.Address.IsValid() && host.V4.Gateway.IsValid()
+}
+
+// dhcp6 reports whether the guest has a DHCPv6 server: without an address there is nothing to assign.
+func dhcp6(cfg *config.Config, host *autodetect.Host) bool {
+	return cfg.DHCPv6 && host.V6.Enabled() && host.V6.Address.IsValid()
+}
