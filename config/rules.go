@@ -193,7 +193,7 @@ func (t *Table) accept(r Rule, dir Direction, env Env) bool {
 	}
 	sockets := r.Ports.Len()
 	for _, old := range rules {
-		if r.conflicts(old) {
+		if r.Conflicts(old) {
 			return refused("Forwarding configuration conflict: " + r.String() + " versus " + old.String())
 		}
 		sockets += old.Ports.Len()
@@ -214,9 +214,9 @@ func familyName(a netip.Addr) string {
 	return "IPv6"
 }
 
-// conflicts reports whether r and old could be meant by the same connection. Interfaces make no
+// Conflicts reports whether r and old could be meant by the same connection. Interfaces make no
 // difference.
-func (r Rule) conflicts(old Rule) bool {
+func (r Rule) Conflicts(old Rule) bool {
 	return r.Protocol == old.Protocol &&
 		r.Ports.First <= old.Ports.Last && old.Ports.First <= r.Ports.Last &&
 		(r.Listen == old.Listen || covers(r.Listen, old.Listen) || covers(old.Listen, r.Listen))

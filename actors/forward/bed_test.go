@@ -1,0 +1,232 @@
+package forward
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"os"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"go.uber.org/zap/zaptest/observer"
+	"golang.org/x/sys/unix"
+
+	"fusilli/actors/flow"
+	"fusilli/actors/rules"
+	"fusilli/config"
+	"fusilli/tests/bed"
+)
+
+// The tests use whatever port they like: they run in namespaces of their own.
+func TestMain(m *testing.M) {
+	inside, status, err := bed.Isolate()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "forward:", err)
+		status = 1
+	}
+	if !inside {
+		os.Exit(status)
+	}
+	status = m.Run()
+	if status == 0 {
+		if err := goleak.Find(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			status = 1
+		}
+	}
+	os.Exit(status)
+}
+
+// begun is a flow that was begun.
+type begun struct {
+	Kind     string // "tap TCP", ...
+	From, To string
+	First    []string
+}
+
+// twin takes note of the flows it is given, and stands for both engine and splicer.
+type twin struct {
+	t     testing.TB
+	guest rules.Guest
+
+	mu    sync.Mutex
+	flows []begun
+	fds   []int
+}
+
+func (w *twin) note(fd int, b begun) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.flows = append(w.flows, b)
+	w.fds = append(w.fds, fd)
+}
+
+func texts(first [][]byte) (list []string) {
+	for _, b := range first {
+		list = append(list, string(b))
+	}
+	return list
+}
+
+func ends(k flow.Key) (from, to string) {
+	end := func(a [16]byte, port uint16) string {
+		return netip.AddrPortFrom(netip.AddrFrom16(a).Unmap(), port).String()
+	}
+	return end(k.Remote, k.RemotePort), end(k.Guest, k.GuestPort)
+}
+
+func (w *twin) AcceptTCP(fd int, k flow.Key) {
+	from, to := ends(k)
+	w.note(fd, begun{Kind: "tap TCP", From: from, To: to})
+}
+
+func (w *twin) AcceptUDP(fd int, k flow.Key, first [][]byte) {
+	from, to := ends(k)
+	w.note(fd, begun{Kind: "tap UDP", From: from, To: to, First: texts(first)})
+}
+
+func (w *twin) Guest() rules.Guest { return w.guest }
+
+func (w *twin) TCP(fd int, to Side, dst netip.AddrPort) {
+	w.note(fd, begun{Kind: to.String() + " TCP", To: dst.String()})
+}
+
+func (w *twin) UDP(fd int, to Side, src, dst netip.AddrPort, first [][]byte) {
+	w.note(fd, begun{Kind: to.String() + " UDP", From: src.String(), To: dst.String(), First: texts(first)})
+}
+
+// take waits for the next flow.
+func (w *twin) take() (b begun, fd int) {
+	w.t.Helper()
+	await(w.t, "a flow", func() bool {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if len(w.flows) == 0 {
+			return false
+		}
+		b, fd = w.flows[0], w.fds[0]
+		w.flows, w.fds = w.flows[1:], w.fds[1:]
+		return true
+	})
+	w.t.Cleanup(func() { unix.Close(fd) })
+	return b, fd
+}
+
+// none checks that no flow is left.
+func (w *twin) none() {
+	w.t.Helper()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(w.flows) > 0 {
+		w.t.Errorf("another flow: %+v", w.flows)
+	}
+}
+
+func await(t testing.TB, what string, cond func() bool) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	if err := bed.Wait(ctx, what, func() (bool, error) { return cond(), nil }); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// place is a host and a namespace with a forwarder between them.
+type place struct {
+	*Forwarder
+	twin     *twin
+	host, ns *bed.NS
+	logs     *observer.ObservedLogs
+}
+
+// newPlace makes one that runs from the start until the end of the test.
+func newPlace(t testing.TB, change func(*Config)) *place {
+	t.Helper()
+	p := &place{twin: &twin{t: t, guest: rules.Guest{
+		V4: netip.MustParseAddr("192.0.2.10"), V6: netip.MustParseAddr("2001:db8::10"), LinkLocal: netip.MustParseAddr("fe80::10"),
+	}}}
+	var err error
+	for name, ns := range map[string]**bed.NS{"host": &p.host, "namespace": &p.ns} {
+		if *ns, err = bed.NewNS(name); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { (*ns).Close() })
+	}
+	if err := p.host.IP("link add h0 type veth peer name h1\nlink set h1 up\nlink set h0 up\naddr add 192.0.2.10/24 dev h0\naddr add 2001:db8::10/64 dev h0 nodad"); err != nil {
+		t.Fatal(err)
+	}
+	var core zapcore.Core
+	core, p.logs = observer.New(zap.DebugLevel)
+	cfg := Config{
+		Log: zap.New(core),
+		Rules: &rules.Rules{
+			HostLoopback4: netip.MustParseAddr("192.0.2.1"), HostLoopback6: netip.MustParseAddr("fe80::1"),
+			Assigned4: netip.MustParseAddr("192.0.2.10"), Assigned6: netip.MustParseAddr("2001:db8::10"),
+			OurTap4: netip.MustParseAddr("192.0.2.1"), OurLinkLocal: netip.MustParseAddr("fe80::1"),
+		},
+		Policy: rules.Policy{Splice: true}, Tap: p.twin, Splice: p.twin,
+		InNamespace: p.ns.Do, IPv4: true, IPv6: true,
+	}
+	if change != nil {
+		change(&cfg)
+	}
+	// The host is the namespace it is made in.
+	if err := p.host.Do(func() (err error) {
+		p.Forwarder, err = New(cfg)
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	p.sides[Host].do = p.host.Do
+	p.sides[Host].udp.here = false // threads are elsewhere
+	ctx, cancel := context.WithCancel(context.Background())
+	var done sync.WaitGroup
+	done.Go(func() { p.Run(ctx) })
+	t.Cleanup(func() {
+		cancel()
+		done.Wait()
+	})
+	return p
+}
+
+// parse makes rules of specifiers like "-t 80".
+func parse(t testing.TB, specs ...string) *config.Table {
+	t.Helper()
+	var list []config.PortSpec
+	for _, spec := range specs {
+		proto, dir := config.TCP, config.Inbound
+		if spec[1] == 'u' || spec[1] == 'U' {
+			proto = config.UDP
+		}
+		if spec[1] < 'a' {
+			dir = config.Outbound
+		}
+		s, err := config.ParsePorts(spec[3:], proto, dir, config.Pasta)
+		if err != nil {
+			t.Fatal(err)
+		}
+		list = append(list, s)
+	}
+	table, err := config.Rules(list, config.Env{
+		IPv4: true, IPv6: true, TCP: true, UDP: true, BindToDevice: true, Ephemeral: config.PortRange{First: 32768, Last: 60999},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return table
+}
+
+// add adds rules, which must work.
+func (p *place) add(t testing.TB, specs ...string) {
+	t.Helper()
+	table := parse(t, specs...)
+	for dir, list := range [][]config.Rule{table.Inbound, table.Outbound} {
+		if failures, err := p.Add(config.Direction(dir), list...); err != nil || len(failures) > 0 {
+			t.Fatalf("%v: %v, %v", specs, failures, err)
+		}
+	}
+}
