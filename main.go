@@ -101,8 +101,6 @@ func unbuilt(cfg *config.Config) []string {
 		ports = ports || !p.None && !p.Auto // auto is the default
 	}
 	ask(ports, "port forwarding (-t, -u, -T, -U)")
-	ask(cfg.Capture != "", "packet capture (-p)")
-	ask(cfg.Log.Stats != 0, "event counters (--stats)")
 	ask(cfg.ControlPath != "", "control socket (-c)")
 	ask(cfg.SpliceOnly, "--splice-only")
 	ask(cfg.FD >= 0, "--fd")

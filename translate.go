@@ -2,7 +2,7 @@ package main
 
 import (
 	"context"
-	"fmt"
+	"errors"
 	"net/netip"
 	"os"
 	"runtime"
@@ -17,6 +17,7 @@ import (
 	"fusilli/actors/sock"
 	"fusilli/autodetect"
 	"fusilli/config"
+	"fusilli/internal/logging"
 	"fusilli/internal/netconf"
 	"fusilli/internal/process"
 	"fusilli/tapio"
@@ -75,15 +76,30 @@ func translate(ctx context.Context, cfg *config.Config, env *process.Env, log *z
 	for _, w := range warnings {
 		log.Warn(w)
 	}
-	engine := actors.New(engineConfig(cfg, host, &dns, &guest, tap, log))
+	watch := observe(cfg, tap, log)
+	defer watch.close()
+	engine := actors.New(engineConfig(cfg, host, &dns, &guest, watch.link, logging.Limit(log)))
 	if err := env.Ready(); err != nil {
 		tap.Close()
 		return err
 	}
-	if err := engine.Run(ctx); err != nil {
-		return fmt.Errorf("%w, exiting", err)
+	watch.start(flowCounts(engine.Counters()))
+	err = engine.Run(ctx)
+	dumpCounts(log, engine.Counters())
+	return lostTap(err, log)
+}
+
+// lostTap says what err, the end of an engine, means to the user. The texts are ones that others
+// match.
+func lostTap(err error, log *zap.Logger) error {
+	if err == nil {
+		return nil
 	}
-	return nil
+	log.Debug("The tap has failed", zap.Error(err))
+	if errors.Is(err, tapio.ErrGone) {
+		return errors.New("EOF on tap device, exiting")
+	}
+	return errors.New("Error on tap device, exiting")
 }
 
 // procs returns the number of threads that run Go code at a time on a machine with so many CPUs.

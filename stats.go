@@ -1,0 +1,118 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strconv"
+	"time"
+
+	"go.uber.org/zap"
+
+	"fusilli/actors/flow"
+	"fusilli/tapio/frame"
+)
+
+// headerEvery is the number of rows of the table of --stats between two headers.
+const headerEvery = 20
+
+// count is one column of that table: something that is only ever added to.
+type count struct {
+	name string // at most six characters
+	load func() uint64
+}
+
+// flowCounts are the columns that come from the engine.
+func flowCounts(c *flow.Counters) []count {
+	return []count{
+		{"tcp", c.TCP.Load},   // flows made
+		{"udp", c.UDP.Load},   // flows made
+		{"icmp", c.ICMP.Load}, // flows made
+		{"noflow", c.NoFlow.Load},
+		{"reject", func() (n uint64) {
+			for i := range c.Dropped {
+				n += c.Dropped[i].Load()
+			}
+			return n
+		}},
+		{"lost", func() uint64 {
+			return c.MailboxFull.Load() + c.SlabsOut.Load() + c.ServiceDrops.Load() + c.LinkDropped.Load()
+		}},
+		{"full", c.TableFull.Load},
+		{"faults", c.Panics.Load},
+	}
+}
+
+// dumpCounts logs what was counted, each under its full name, for those who debug.
+func dumpCounts(log *zap.Logger, c *flow.Counters) {
+	if log.Check(zap.DebugLevel, "") == nil {
+		return
+	}
+	fields := []zap.Field{
+		zap.Uint64("tcp", c.TCP.Load()), zap.Uint64("udp", c.UDP.Load()), zap.Uint64("icmp", c.ICMP.Load()),
+	}
+	add := func(name string, n uint64) {
+		if n > 0 {
+			fields = append(fields, zap.Uint64(name, n))
+		}
+	}
+	add("no_flow", c.NoFlow.Load())
+	add("mailbox_full", c.MailboxFull.Load())
+	add("slabs_out", c.SlabsOut.Load())
+	add("services_full", c.ServiceDrops.Load())
+	add("link_dropped", c.LinkDropped.Load())
+	add("table_full", c.TableFull.Load())
+	add("panics", c.Panics.Load())
+	for i := range c.Dropped {
+		add("dropped_"+frame.Reason(i).String(), c.Dropped[i].Load())
+	}
+	log.Debug("Counters at the end", fields...)
+}
+
+// printStats writes a row of counts to w each time delay has passed and something has happened,
+// until ctx ends.
+func printStats(ctx context.Context, w io.Writer, delay time.Duration, counts []count) {
+	tick := time.NewTicker(delay)
+	defer tick.Stop()
+	last := make([]uint64, len(counts))
+	for rows := 0; ; {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		line, changed := "", false
+		for i, c := range counts {
+			n := c.load()
+			changed = changed || n != last[i]
+			last[i] = n
+			line += fmt.Sprintf(" %6s", short(n))
+		}
+		if !changed {
+			continue
+		}
+		line += "\n"
+		if rows%headerEvery == 0 {
+			head := ""
+			for _, c := range counts {
+				head += fmt.Sprintf(" %6s", c.name)
+			}
+			line = head + "\n" + line
+		}
+		rows++
+		if _, err := io.WriteString(w, line); err != nil {
+			return // nobody looks at it any more
+		}
+	}
+}
+
+// short writes n in at most six characters.
+func short(n uint64) string {
+	for _, unit := range []string{"", "k", "M", "G", "T", "P"} {
+		if text := strconv.FormatUint(n, 10) + unit; len(text) <= 6 {
+			return text
+		}
+		n /= 1000
+	}
+	return "many"
+}

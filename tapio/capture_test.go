@@ -1,0 +1,206 @@
+package tapio
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"io"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/gopacket/gopacket/layers"
+	"github.com/gopacket/gopacket/pcapgo"
+
+	"fusilli/tapio/frame"
+)
+
+var _ Link = (*captured)(nil)
+
+// packets reads a capture with gopacket and returns its packets, each behind a virtio_net_hdr
+// without meaning.
+func packets(t *testing.T, file []byte) [][]byte {
+	t.Helper()
+	r, err := pcapgo.NewReader(bytes.NewReader(file))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.LinkType() != layers.LinkTypeEthernet || r.Snaplen() != captureSnap {
+		t.Errorf("link type %v, snap length %d", r.LinkType(), r.Snaplen())
+	}
+	var all [][]byte
+	for {
+		data, info, err := r.ReadPacketData()
+		if errors.Is(err, io.EOF) {
+			return all
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if info.Length != len(data) || info.Timestamp.Year() < 2000 {
+			t.Errorf("packet %d: %+v with %d bytes", len(all), info, len(data))
+		}
+		all = append(all, append(make([]byte, frame.VnetLen), data...))
+	}
+}
+
+func TestCaptureHoldsWhatTheGuestSees(t *testing.T) {
+	fields := &frame.TCPFields{SrcPort: 80, DstPort: 4000, Seq: 1000, Ack: 7, Flags: frame.ACK, Window: 9}
+	tests := []struct {
+		name  string
+		frame []byte
+		sizes []int // of the payloads
+	}{
+		{"IPv4 TCP in a row", row(remote4, guest4, false, fields, 1000, pattern(2500)), []int{1000, 1000, 500}},
+		{"IPv6 TCP in a row", row(remote6, guest6, false, fields, 1440, pattern(1441)), []int{1440, 1}},
+		{"UDP in a row", row(remote6, guest6, true, fields, 100, pattern(250)), []int{100, 100, 50}},
+		{"one segment", row(remote4, guest4, false, fields, 0, pattern(777)), []int{777}},
+		{"one datagram", row(remote4, guest4, true, fields, 0, pattern(60000)), []int{60000}},
+	}
+	for _, tt := range tests {
+		for _, dir := range []string{"to the guest", "from the guest"} {
+			t.Run(tt.name+" "+dir, func(t *testing.T) {
+				var file bytes.Buffer
+				c := NewCapture(&file, func(err error) { t.Error(err) })
+				ours, theirs := Pipe(PipeOptions{})
+				link := c.Link(ours)
+				was := bytes.Clone(tt.frame)
+				var err error
+				if dir == "to the guest" {
+					err = link.Write(tt.frame)
+				} else if err = theirs.Write(tt.frame); err == nil {
+					b := make([]byte, frame.MaxFrame)
+					var n int
+					n, err = link.Read(b)
+					if !bytes.Equal(b[:n], was) {
+						t.Error("the frame itself was changed")
+					}
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				if !bytes.Equal(tt.frame, was) {
+					t.Error("the frame was changed")
+				}
+				link.Close()
+				theirs.Close()
+				if lost := c.Close(); lost != 0 {
+					t.Errorf("%d frames lost", lost)
+				}
+				got := packets(t, file.Bytes())
+				if len(got) != len(tt.sizes) {
+					t.Fatalf("%d packets, want %d", len(got), len(tt.sizes))
+				}
+				var payload []byte
+				for i, p := range got {
+					pkt := decode(t, p) // and checksums
+					data := pkt.TransportLayer().LayerPayload()
+					if len(data) != tt.sizes[i] {
+						t.Errorf("packet %d has %d bytes, want %d", i, len(data), tt.sizes[i])
+					}
+					payload = append(payload, data...)
+				}
+				if !bytes.Equal(payload, pattern(len(payload))) {
+					t.Error("payload differs")
+				}
+			})
+		}
+	}
+}
+
+func TestCaptureLeavesOutWhatWasNotSent(t *testing.T) {
+	var file bytes.Buffer
+	c := NewCapture(&file, func(err error) { t.Error(err) })
+	a, b := Pipe(PipeOptions{Queue: 1})
+	link := c.Link(a)
+	for i := range 3 {
+		link.Write(numbered(i))
+	}
+	if n, err := link.TryRead(make([]byte, frame.MaxFrame)); n != 0 || err != nil {
+		t.Errorf("TryRead of nothing = %d, %v", n, err)
+	}
+	link.Close()
+	b.Close()
+	c.Close()
+	if got := packets(t, file.Bytes()); len(got) != 1 || number(got[0]) != 0 {
+		t.Errorf("%d packets, want the first only", len(got))
+	}
+}
+
+// A frame whose header does not fit it is recorded as it is.
+func TestCaptureOfMalformedFrame(t *testing.T) {
+	var file bytes.Buffer
+	c := NewCapture(&file, func(err error) { t.Error(err) })
+	b := numbered(7)
+	frame.PutVnet(b, frame.Vnet{Flags: frame.NeedsCsum, GSOType: 77, CsumStart: 60000})
+	c.add(b)
+	c.Close()
+	if got := packets(t, file.Bytes()); len(got) != 1 || !bytes.Equal(got[0][frame.VnetLen:], b[frame.VnetLen:]) {
+		t.Errorf("got % x", got)
+	}
+}
+
+// slowFile takes nothing until it is let go.
+type slowFile struct {
+	bytes.Buffer
+	free chan struct{}
+}
+
+func (f *slowFile) Write(b []byte) (int, error) {
+	<-f.free
+	return f.Buffer.Write(b)
+}
+
+func TestSlowFileHoldsUpOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		file := &slowFile{free: make(chan struct{})}
+		var failures []error
+		c := NewCapture(file, func(err error) { failures = append(failures, err) })
+		synctest.Wait() // the writer has the header
+		b := make([]byte, 60000)
+		binary.BigEndian.PutUint32(b[frame.L3Off:], 7)
+		const more = 5
+		fit := captureSize / (len(b) - frame.VnetLen + recordLen)
+		start := time.Now()
+		for range fit + more {
+			c.add(b)
+		}
+		if took := time.Now().Sub(start); took != captureWait {
+			t.Errorf("held up for %v, want %v", took, captureWait)
+		}
+		close(file.free)
+		synctest.Wait()
+		c.add(b)
+		if lost := c.Close(); lost != more {
+			t.Errorf("%d frames lost, want %d", lost, more)
+		}
+		if len(failures) != 1 || !errors.Is(failures[0], ErrCaptureStuck) {
+			t.Errorf("failures %v", failures)
+		}
+		if got := packets(t, file.Bytes()); len(got) != fit+1 {
+			t.Errorf("%d packets, want %d", len(got), fit+1)
+		}
+	})
+}
+
+type brokenFile struct{}
+
+func (brokenFile) Write([]byte) (int, error) { return 0, io.ErrShortWrite }
+
+func TestBrokenFileEndsTheCapture(t *testing.T) {
+	var mu sync.Mutex
+	var failures []error
+	c := NewCapture(brokenFile{}, func(err error) {
+		mu.Lock()
+		defer mu.Unlock()
+		failures = append(failures, err)
+	})
+	for range 1000 {
+		c.add(make([]byte, 60000))
+	}
+	lost := c.Close()
+	if len(failures) != 1 || !errors.Is(failures[0], io.ErrShortWrite) || lost == 0 {
+		t.Errorf("%d lost, failures %v", lost, failures)
+	}
+}
