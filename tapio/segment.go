@@ -83,9 +83,19 @@ func (s *segmenter) reset(in []byte, partial bool) error {
 		}
 		s.addrs = frame.Sum(ip[12:20], uint32(proto))
 	}
+	// A short row is padded as any frame is: the padding belongs to no segment.
+	end := frame.L3Off + int(binary.BigEndian.Uint16(ip[2:]))
+	if s.v6 {
+		end = frame.L3Off + frame.IPv6Len + int(binary.BigEndian.Uint16(ip[4:]))
+	}
+	if end > len(in) {
+		return ErrRefused
+	}
+	in = in[:end]
+	s.in = in
 	hlen := frame.UDPLen
 	if !s.udp {
-		if len(in) < s.l4+frame.TCPLen {
+		if end < s.l4+frame.TCPLen {
 			return ErrRefused
 		}
 		hlen = int(in[s.l4+12]>>4) * 4
