@@ -161,7 +161,14 @@ func engineConfig(cfg *config.Config, host *autodetect.Host, dns *autodetect.DNS
 		Host: sock.Host{
 			Scope: uint32(max(host.V6.Index, 0)),
 			Out4:  cfg.IPv4.Outbound, Out6: cfg.IPv6.Outbound,
+			Device4: cfg.IPv4.OutboundIf, Device6: cfg.IPv6.OutboundIf,
+			FreeBind: cfg.FreeBind, Log: log,
 		},
+		NoTCP: !cfg.TCP, NoUDP: !cfg.UDP, NoICMP: !cfg.ICMP,
+		Guest:      rules.Guest{V4: host.V4.Address, V6: host.V6.Address},
+		Frozen4:    cfg.IPv4.Address.IsValid() && cfg.IPv4.Address == host.V4.Address,
+		Frozen6:    cfg.IPv6.Address.IsValid() && cfg.IPv6.Address == host.V6.Address,
+		SYNRetries: synRetries(&kernel), SYNLinear: uint8(min(kernel.TCPSynLinearTimeouts, maxSYNRetries)),
 		UDPTimeout: kernel.UDPTimeout, UDPStreamTimeout: kernel.UDPStreamTimeout,
 		PeekOff4: v4 && sock.PeekOffset(unix.AF_INET), PeekOff6: v6 && sock.PeekOffset(unix.AF_INET6),
 	}
@@ -169,6 +176,13 @@ func engineConfig(cfg *config.Config, host *autodetect.Host, dns *autodetect.DNS
 		c.GuestMAC = frame.MAC(guest.MAC)
 	}
 	return c
+}
+
+// maxSYNRetries bounds how often a guest is asked for a connection.
+const maxSYNRetries = 7
+
+func synRetries(k *autodetect.Kernel) uint8 {
+	return uint8(min(k.TCPSynRetries+k.TCPSynLinearTimeouts, maxSYNRetries))
 }
 
 // responder is what the services on the guest's link answer.

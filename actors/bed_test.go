@@ -65,6 +65,7 @@ type options struct {
 	noPeekOff bool
 	queue     int
 	idle      time.Duration // UDP time-outs
+	change    func(*Config)
 }
 
 // bed is a running engine and the guest it serves.
@@ -91,14 +92,18 @@ func newEngine(o *options) (*Engine, *tapio.End, *observer.ObservedLogs) {
 	back.Seed++
 	ours, theirs := tapio.Pipe(tapio.PipeOptions{WithoutToB: plain, FaultsToA: o.faults, FaultsToB: back, Queue: o.queue})
 	core, logs := observer.New(zapcore.InfoLevel)
-	return New(Config{
+	c := Config{
 		Link: ours, Log: zap.New(core), OurMAC: ourMAC, GuestMAC: guestMAC, MTU: o.mtu,
 		Neigh: neigh.Responder{MAC: ourMAC, Guest4: frame.Addr4([4]byte{10, 0, 2, 15}),
 			LinkLocal: frame.AddrOf(netip.MustParseAddr("fe80::1")), MTU: o.mtu},
 		Rules: rules.Rules{HostLoopback4: families[0].alias, HostLoopback6: families[1].alias},
 		V4:    true, V6: true, MaxFlows: o.maxFlows, UDPTimeout: o.idle, UDPStreamTimeout: o.idle,
 		PeekOff4: !o.noPeekOff && sock.PeekOffset(unix.AF_INET), PeekOff6: !o.noPeekOff && sock.PeekOffset(unix.AF_INET6),
-	}), theirs, logs
+	}
+	if o.change != nil {
+		o.change(&c)
+	}
+	return New(c), theirs, logs
 }
 
 // newBed starts an engine and a guest. When the test ends it stops both, and checks that the engine

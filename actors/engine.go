@@ -41,8 +41,16 @@ type Config struct {
 	Host   sock.Host
 	V4, V6 bool // which families are carried
 
+	NoTCP, NoUDP, NoICMP bool // protocols that are not
+
+	// Guest is where the guest is taken to be until it was seen. Frozen4 and Frozen6 have that stay
+	// so; IPv6 link-local addresses are always observed.
+	Guest            rules.Guest
+	Frozen4, Frozen6 bool
+
 	MaxFlows                     int // 0: flow.MaxFlows
 	UDPTimeout, UDPStreamTimeout time.Duration
+	SYNRetries, SYNLinear        uint8 // see flow.Env; SYNRetries 0: 7 and 4
 	PeekOff4, PeekOff6           bool
 }
 
@@ -54,14 +62,23 @@ type Engine struct {
 	pool  *flow.Pool
 
 	services chan flow.Run
-	flows    sync.WaitGroup
 	full     atomic.Bool // the table is full, and that was logged
+	seen     seen
+
+	mu    sync.Mutex // between a flow's beginning and the engine's end
+	ended bool       // no more flows
+	flows sync.WaitGroup
 }
+
+var errEnded = errors.New("engine has ended")
 
 // New returns an engine that is not running yet.
 func New(cfg Config) *Engine {
 	if cfg.MaxFlows == 0 {
 		cfg.MaxFlows = flow.MaxFlows
+	}
+	if cfg.SYNRetries == 0 {
+		cfg.SYNRetries, cfg.SYNLinear = 7, 4
 	}
 	e := &Engine{
 		cfg:   cfg,
@@ -70,9 +87,11 @@ func New(cfg Config) *Engine {
 		env: &flow.Env{
 			Link: cfg.Link, Log: cfg.Log, OurMAC: cfg.OurMAC, MTU: cfg.MTU,
 			PeekOff4: cfg.PeekOff4, PeekOff6: cfg.PeekOff6,
+			SYNRetries: cfg.SYNRetries, SYNLinear: cfg.SYNLinear,
 			UDPTimeout: cfg.UDPTimeout, UDPStreamTimeout: cfg.UDPStreamTimeout,
 		},
 		services: make(chan flow.Run, serviceMailbox),
+		seen:     seen{guest: cfg.Guest, assigned6: cfg.Rules.Assigned6, frozen4: cfg.Frozen4, frozen6: cfg.Frozen6},
 	}
 	e.env.SetGuestMAC(cfg.GuestMAC)
 	return e
@@ -101,6 +120,9 @@ func (e *Engine) Run(ctx context.Context) error {
 	<-ended.Done()
 	e.cfg.Link.Close()
 	parts.Wait()
+	e.mu.Lock()
+	e.ended = true
+	e.mu.Unlock()
 	e.table.Each((*flow.Port).Stop)
 	e.flows.Wait()
 	if ctx.Err() != nil {
@@ -202,6 +224,8 @@ type reader struct {
 
 	key  flow.Key // of the last frame that belonged to a flow
 	last *flow.Port
+
+	src4, src6 frame.Addr // sources of the last packets
 }
 
 // sort adds the frame b, parsed as pkt, to the run it belongs to.
@@ -230,6 +254,15 @@ var drop = flow.NewPort(flow.Key{})
 // services, drop if there is none.
 func (r *reader) find(b []byte, pkt *frame.Packet) *flow.Port {
 	e := r.e
+	if pkt.V6 {
+		if pkt.Src != r.src6 && e.cfg.V6 {
+			r.src6 = pkt.Src
+			e.seen.note(&r.src6)
+		}
+	} else if pkt.Src != r.src4 && e.cfg.V4 && pkt.Kind != frame.ARP {
+		r.src4 = pkt.Src
+		e.seen.note(&r.src4)
+	}
 	k := flow.Key{Guest: pkt.Src, Remote: pkt.Dst, GuestPort: pkt.SrcPort, RemotePort: pkt.DstPort, Proto: uint16(pkt.Proto)}
 	switch pkt.Kind {
 	case frame.TCP, frame.UDP, frame.ICMPEcho, frame.ICMPv6Echo:
@@ -284,44 +317,69 @@ func (e *Engine) create(k *flow.Key, b []byte, pkt *frame.Packet) *flow.Port {
 	if !unicast(src) || pkt.SrcPort == 0 && pkt.Kind != frame.ICMPEcho && pkt.Kind != frame.ICMPv6Echo {
 		return drop
 	}
-	host := e.cfg.Rules.Out(k.Proto, netip.AddrPortFrom(dst, pkt.DstPort))
+	addrs := e.Rules()
+	host := addrs.Out(k.Proto, netip.AddrPortFrom(dst, pkt.DstPort))
 	var serve func(*flow.Port)
+	made := &e.env.Counters.ICMP
 	switch pkt.Kind {
 	case frame.TCP:
-		if !unicast(dst) || pkt.DstPort == 0 {
+		if e.cfg.NoTCP || !unicast(dst) || pkt.DstPort == 0 {
 			return drop
 		}
 		if !tcp.Opens(b[pkt.L4:pkt.End]) {
 			return nil
 		}
-		e.env.Counters.TCP.Add(1)
+		made = &e.env.Counters.TCP
 		serve = func(p *flow.Port) { tcp.Serve(e.env, p, &e.cfg.Host, host) }
 	case frame.UDP:
-		if dst.IsUnspecified() || pkt.DstPort == 0 || pkt.DstPort == 67 && !pkt.V6 || pkt.DstPort == 547 && pkt.V6 {
+		if e.cfg.NoUDP || dst.IsUnspecified() || pkt.DstPort == 0 || pkt.DstPort == 67 && !pkt.V6 || pkt.DstPort == 547 && pkt.V6 {
 			return drop
 		}
-		e.env.Counters.UDP.Add(1)
+		made = &e.env.Counters.UDP
 		serve = func(p *flow.Port) { udp.Serve(e.env, p, &e.cfg.Host, host) }
 	default:
-		if !unicast(dst) {
+		if e.cfg.NoICMP || !unicast(dst) {
 			return drop
 		}
-		e.env.Counters.ICMP.Add(1)
 		serve = func(p *flow.Port) { icmp.Serve(e.env, p, &e.cfg.Host, host.Addr()) }
 	}
-	p := flow.NewPort(*k)
-	if err := e.table.Insert(p); err != nil {
-		e.env.Counters.TableFull.Add(1)
-		if !e.full.Swap(true) {
-			e.cfg.Log.Warn("Flow table is full, new flows are refused", zap.Int("flows", e.cfg.MaxFlows))
+	p, err := e.start(k, made, serve)
+	switch {
+	case errors.Is(err, flow.ErrExists):
+		if p = e.table.Lookup(k); p != nil {
+			return p // made by the host a moment ago
 		}
 		return drop
+	case err != nil:
+		return drop
 	}
+	return p
+}
+
+// start makes the flow k, counts it as made, and has serve run it. All flows begin here. It may be
+// called by anyone; errors are those of flow.Table's Insert, and errEnded.
+func (e *Engine) start(k *flow.Key, made *atomic.Uint64, serve func(*flow.Port)) (*flow.Port, error) {
+	p := flow.NewPort(*k)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.ended {
+		return nil, errEnded
+	}
+	if err := e.table.Insert(p); err != nil {
+		if errors.Is(err, flow.ErrFull) {
+			e.env.Counters.TableFull.Add(1)
+			if !e.full.Swap(true) {
+				e.cfg.Log.Warn("Flow table is full, new flows are refused", zap.Int("flows", e.cfg.MaxFlows))
+			}
+		}
+		return nil, err
+	}
+	made.Add(1)
 	e.flows.Go(func() {
 		defer e.end(p)
 		serve(p)
 	})
-	return p
+	return p, nil
 }
 
 // end is the edge of every flow: whatever its actor did, it is out of the table and its port is

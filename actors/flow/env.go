@@ -30,6 +30,10 @@ type Env struct {
 	// Peek offset (SO_PEEK_OFF, socket(7)) works on TCP sockets of that family: Linux 6.9.
 	PeekOff4, PeekOff6 bool
 
+	// SYNRetries is how often the SYN of a connection that the host asks for is repeated, and
+	// SYNLinear how many of those come a second apart, before the time between them doubles.
+	SYNRetries, SYNLinear uint8
+
 	UDPTimeout, UDPStreamTimeout time.Duration // idle time after which a UDP flow ends
 
 	// Held is the number of bytes taken from the guest that host sockets did not take yet, over

@@ -14,8 +14,11 @@ import (
 // MaxFlows is the default bound on flows of all kinds together.
 const MaxFlows = 131072
 
-// ErrFull is returned by Insert when the table holds as many flows as it may.
-var ErrFull = errors.New("flow table is full")
+// Errors of Insert: the table holds as many flows as it may, or one with that key already.
+var (
+	ErrFull   = errors.New("flow table is full")
+	ErrExists = errors.New("flow exists")
+)
 
 // Key names a flow by what the guest's link shows of it: protocol, the guest's address and port
 // and the remote ones as the guest sees them. Echo flows have the identifier as GuestPort and 0 as
@@ -63,16 +66,21 @@ func (t *Table) Lookup(k *Key) *Port {
 	return nil
 }
 
-// Insert adds p under its key, which must not be in the table. It returns ErrFull when the bound
-// is reached.
+// Insert adds p under its key. It returns ErrExists when the key is in the table, and ErrFull when
+// the bound is reached.
 func (t *Table) Insert(p *Port) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	b := t.bucket(&p.key)
+	for q := b.Load(); q != nil; q = q.next.Load() {
+		if q.key == p.key {
+			return ErrExists
+		}
+	}
 	if t.n >= t.max {
 		return ErrFull
 	}
 	t.n++
-	b := t.bucket(&p.key)
 	p.next.Store(b.Load())
 	b.Store(p)
 	return nil

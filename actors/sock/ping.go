@@ -1,6 +1,7 @@
 package sock
 
 import (
+	"fmt"
 	"net/netip"
 	"os"
 
@@ -21,7 +22,14 @@ func (h *Host) Ping(addr netip.Addr) (int, error) {
 	if err != nil {
 		return -1, os.NewSyscallError("socket", err)
 	}
-	if out := h.out(v4); out.IsValid() {
+	out := h.out(v4)
+	if name := h.device(v4); name != "" && !out.IsLoopback() && !addr.IsLoopback() {
+		if err := unix.BindToDevice(fd, name); err != nil {
+			unix.Close(fd)
+			return -1, fmt.Errorf("bind to interface %s: %w", name, err)
+		}
+	}
+	if out.IsValid() {
 		// Without it the request would still leave, from another address.
 		unix.Bind(fd, h.Sockaddr(netip.AddrPortFrom(out, 0)))
 	}

@@ -51,6 +51,33 @@ func Reset(fd int) {
 	unix.RawSyscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&sa)), unix.SizeofSockaddrInet4)
 }
 
+// Peer returns who fd is connected to, an IPv4 address in its own form also where the socket is one
+// of IPv6. ok is false if it is not connected.
+func Peer(fd int) (addr netip.AddrPort, ok bool) {
+	var sa unix.RawSockaddrInet6
+	n := uint32(unix.SizeofSockaddrInet6)
+	_, _, e := unix.RawSyscall(unix.SYS_GETPEERNAME, uintptr(fd), uintptr(unsafe.Pointer(&sa)), uintptr(unsafe.Pointer(&n)))
+	if e != 0 {
+		return addr, false
+	}
+	return AddrPort(&sa)
+}
+
+// AddrPort returns the address in sa, which is of either family, without its scope.
+func AddrPort(sa *unix.RawSockaddrInet6) (addr netip.AddrPort, ok bool) {
+	port := binary.BigEndian.Uint16((*[2]byte)(unsafe.Pointer(&sa.Port))[:])
+	switch sa.Family {
+	case unix.AF_INET:
+		return netip.AddrPortFrom(netip.AddrFrom4((*unix.RawSockaddrInet4)(unsafe.Pointer(sa)).Addr), port), true
+	case unix.AF_INET6:
+		return netip.AddrPortFrom(netip.AddrFrom16(sa.Addr).Unmap(), port), true
+	}
+	return addr, false
+}
+
+// NoDelay has fd's data sent at once (TCP_NODELAY, tcp(7)).
+func NoDelay(fd int) { rawSetInt(fd, unix.SOL_TCP, unix.TCP_NODELAY, 1) }
+
 // Error takes the pending error off fd (SO_ERROR, socket(7)); 0 if there is none.
 func Error(fd int) unix.Errno {
 	var v int32

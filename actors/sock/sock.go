@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 
+	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 )
 
@@ -16,6 +17,13 @@ type Host struct {
 	Scope uint32
 	// Out4 and Out6 are source addresses to bind to; invalid: the kernel chooses.
 	Out4, Out6 netip.Addr
+	// Device4 and Device6 are the interfaces that sockets are bound to (SO_BINDTODEVICE, socket(7));
+	// empty: the routes decide.
+	Device4, Device6 string
+	// FreeBind lets UDP sockets have a source address that the host does not have (IP_FREEBIND, ip(7)).
+	FreeBind bool
+	// Log is told what a connection does without; nil: nobody is.
+	Log *zap.Logger
 }
 
 // Sockaddr returns a as the kernel wants it, with h's scope if a is link-local.
@@ -37,6 +45,19 @@ func (h *Host) out(v4 bool) netip.Addr {
 	return h.Out6
 }
 
+func (h *Host) device(v4 bool) string {
+	if v4 {
+		return h.Device4
+	}
+	return h.Device6
+}
+
+func (h *Host) warn(message string, fields ...zap.Field) {
+	if h.Log != nil {
+		h.Log.Warn(message, fields...)
+	}
+}
+
 func family(v4 bool) int {
 	if v4 {
 		return unix.AF_INET
@@ -44,19 +65,32 @@ func family(v4 bool) int {
 	return unix.AF_INET6
 }
 
-// Dial returns a TCP socket that connects or is connected to addr. Errors are those of socket(2)
-// and connect(2), but for EINPROGRESS.
+func familyName(v4 bool) string {
+	if v4 {
+		return "IPv4"
+	}
+	return "IPv6"
+}
+
+// Dial returns a TCP socket that connects or is connected to addr. A source address or interface
+// that cannot be had is logged and done without. Errors are those of socket(2) and connect(2), but
+// for EINPROGRESS.
 func (h *Host) Dial(addr netip.AddrPort) (int, error) {
 	v4 := addr.Addr().Is4()
 	fd, e := rawSocket(family(v4), unix.SOCK_STREAM)
 	if e != 0 {
 		return -1, os.NewSyscallError("socket", e)
 	}
-	rawSetInt(fd, unix.SOL_TCP, unix.TCP_NODELAY, 1)
+	NoDelay(fd)
 	if out := h.out(v4); out.IsValid() {
 		if err := unix.Bind(fd, h.Sockaddr(netip.AddrPortFrom(out, 0))); err != nil {
-			unix.Close(fd)
-			return -1, fmt.Errorf("bind TCP socket to %s: %w", out, err)
+			// Other programs match this text and the next one.
+			h.warn(fmt.Sprintf("Can't bind TCP outbound socket to %s:%d", out, 0), zap.Error(err))
+		}
+	}
+	if name := h.device(v4); name != "" {
+		if err := unix.BindToDevice(fd, name); err != nil {
+			h.warn(fmt.Sprintf("Can't bind %s TCP socket to interface %s", familyName(v4), name), zap.Error(err))
 		}
 	}
 	if e := rawConnect(fd, addr, h.Scope); e != 0 && e != unix.EINPROGRESS {

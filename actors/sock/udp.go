@@ -1,6 +1,7 @@
 package sock
 
 import (
+	"fmt"
 	"net/netip"
 	"os"
 
@@ -15,8 +16,8 @@ import (
 //
 // The socket queues ICMP errors (IP_RECVERR, ip(7)) and takes rows of datagrams in one piece
 // (UDP_GRO, udp(7), Linux 5.0) where the kernel can. Between bind and connect it may receive
-// datagrams of others: those are the first in its queue. Errors are those of socket(2), bind(2) and
-// connect(2); a broadcast address is refused (EACCES).
+// datagrams of others: those are the first in its queue. Errors are those of socket(2), setsockopt(2),
+// bind(2) and connect(2); a broadcast address is refused (EACCES).
 func (h *Host) UDP(port uint16, addr netip.AddrPort) (int, error) {
 	v4 := addr.Addr().Is4()
 	fd, err := unix.Socket(family(v4), unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
@@ -43,6 +44,15 @@ func (h *Host) udp(fd int, v4 bool, port uint16, addr netip.AddrPort) error {
 		return os.NewSyscallError("setsockopt IP_RECVERR", err)
 	}
 	unix.SetsockoptInt(fd, unix.SOL_UDP, unix.UDP_GRO, 1) // without it datagrams come one by one
+	if h.FreeBind {
+		level, opt := unix.SOL_IP, unix.IP_FREEBIND
+		if !v4 {
+			level, opt = unix.SOL_IPV6, unix.IPV6_FREEBIND
+		}
+		if err := unix.SetsockoptInt(fd, level, opt, 1); err != nil {
+			return os.NewSyscallError("setsockopt IP_FREEBIND", err)
+		}
+	}
 
 	src := h.out(v4)
 	bound := src.IsValid()
@@ -50,6 +60,11 @@ func (h *Host) udp(fd int, v4 bool, port uint16, addr netip.AddrPort) error {
 		src = netip.IPv4Unspecified()
 		if !v4 {
 			src = netip.IPv6Unspecified()
+		}
+	}
+	if name := h.device(v4); name != "" && !src.IsLoopback() && !addr.Addr().IsLoopback() {
+		if err := unix.BindToDevice(fd, name); err != nil {
+			return fmt.Errorf("bind to interface %s: %w", name, err)
 		}
 	}
 	err := unix.Bind(fd, h.Sockaddr(netip.AddrPortFrom(src, port)))
@@ -63,4 +78,12 @@ func (h *Host) udp(fd int, v4 bool, port uint16, addr netip.AddrPort) error {
 		return os.NewSyscallError("bind", err)
 	}
 	return os.NewSyscallError("connect", unix.Connect(fd, h.Sockaddr(addr)))
+}
+
+// PrepareUDP has fd, a datagram socket of either family that somebody else has made, queue errors and
+// take rows as those of UDP do. What the kernel cannot do is done without.
+func PrepareUDP(fd int) {
+	rawSetInt(fd, unix.SOL_IP, unix.IP_RECVERR, 1) // also for IPv4 on a socket of IPv6
+	rawSetInt(fd, unix.SOL_IPV6, unix.IPV6_RECVERR, 1)
+	rawSetInt(fd, unix.SOL_UDP, unix.UDP_GRO, 1)
 }

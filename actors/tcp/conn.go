@@ -32,8 +32,9 @@ const (
 type state uint8
 
 const (
-	connecting state = iota
-	synReceived
+	connecting  state = iota // the host's socket connects
+	synReceived              // the guest has asked: SYN,ACK sent
+	synSent                  // the peer has asked: SYN sent
 	established
 )
 
@@ -111,19 +112,24 @@ type Dialer interface {
 // leaves the port closed. host is where it leads to.
 func Serve(env *flow.Env, port *flow.Port, dialer Dialer, host netip.AddrPort) {
 	c := &conn{env: env, port: port, host: host, fd: -1}
-	defer func() {
-		c.releaseHeld()
-		if c.reset && c.fd >= 0 {
-			sock.Reset(c.fd)
-		}
-		port.Close()
-	}()
-	if !c.open(dialer) {
-		return
+	defer c.close()
+	if c.open(dialer) {
+		c.run()
 	}
+}
+
+func (c *conn) run() {
 	for !c.over {
 		c.step()
 	}
+}
+
+func (c *conn) close() {
+	c.releaseHeld()
+	if c.reset && c.fd >= 0 {
+		sock.Reset(c.fd)
+	}
+	c.port.Close()
 }
 
 // step does all there is to do now and then sleeps.
@@ -185,6 +191,40 @@ func isn(k *flow.Key) uint32 {
 	return uint32(h) ^ uint32(h>>32) + uint32(flow.Now()>>5)
 }
 
+// begin sets what a connection begins with, whoever asks for it.
+func (c *conn) begin() {
+	k := c.port.Key()
+	c.maxPayload = maxSegment(k.V6())
+	c.sndUna = isn(k)
+	c.sndNxt, c.sndMax = c.sndUna, c.sndUna
+	c.rto = rtoSYN
+	c.seenAt = flow.Now()
+	c.liveAt = c.seenAt
+	c.hdr.init(c.env, k)
+}
+
+// synced notes what the guest's SYN, or SYN,ACK, says. Its window is not scaled, nor was ours (RFC
+// 7323, section 2.2).
+func (c *conn) synced(v *flow.View) {
+	tcp := frame.TCPHeader(v.Frame[v.L4:v.End])
+	opt := frame.ParseSYNOptions(v.Frame[v.L4+tcpLen : v.Payload])
+	c.mss = defaultMSS
+	if opt.MSS != 0 {
+		c.mss = int(opt.MSS)
+	}
+	c.mss = min(max(c.mss, 64), c.maxPayload)
+	c.guestScale, c.scale = 0, 0
+	if opt.HaveScale {
+		c.guestScale, c.scale = opt.Scale, ourScale
+	}
+	c.rcvNxt = tcp.Seq() + 1
+	c.ackSent = c.rcvNxt
+	c.rcvEdge = c.rcvNxt + 65535
+	c.lastWnd = 65535
+	c.guestWnd = uint32(tcp.Window())
+	c.wl1 = tcp.Seq()
+}
+
 // open handles the SYN the flow begins with and starts to connect. It reports whether the flow
 // goes on.
 func (c *conn) open(dialer Dialer) bool {
@@ -194,31 +234,9 @@ func (c *conn) open(dialer Dialer) bool {
 	if !r.Next(&v) {
 		return false
 	}
-	k := c.port.Key()
 	c.v6 = !c.host.Addr().Is4()
-	tcp := frame.TCPHeader(v.Frame[v.L4:v.End])
-	opt := frame.ParseSYNOptions(v.Frame[v.L4+tcpLen : v.Payload])
-	c.mss = defaultMSS
-	if opt.MSS != 0 {
-		c.mss = int(opt.MSS)
-	}
-	c.mss = min(max(c.mss, 64), maxSegment(k.V6()))
-	if opt.HaveScale {
-		c.guestScale, c.scale = opt.Scale, ourScale
-	}
-	c.maxPayload = maxSegment(k.V6())
-	c.rcvNxt = tcp.Seq() + 1
-	c.ackSent = c.rcvNxt
-	c.rcvEdge = c.rcvNxt + 65535
-	c.lastWnd = 65535
-	c.guestWnd = uint32(tcp.Window())
-	c.wl1 = tcp.Seq()
-	c.sndUna = isn(k)
-	c.sndNxt, c.sndMax = c.sndUna, c.sndUna
-	c.rto = rtoSYN
-	c.seenAt = flow.Now()
-	c.liveAt = c.seenAt
-	c.hdr.init(c.env, k)
+	c.begin()
+	c.synced(&v)
 
 	fd, err := dialer.Dial(c.host)
 	if err != nil {
@@ -337,16 +355,22 @@ func (c *conn) timeout(now flow.Time) {
 		c.rtoAt = 0
 		return
 	}
+	most := uint8(maxRetries)
+	if c.state == synSent {
+		most = c.env.SYNRetries
+	}
 	c.retries++
-	if c.retries > maxRetries {
+	if c.retries > most {
 		c.env.Log.Debug("guest does not answer", zap.Stringer("host", c.host))
 		c.abort(true)
 		return
 	}
-	c.rto = min(c.rto*2, rtoMax)
+	if c.state != synSent || c.retries > c.env.SYNLinear {
+		c.rto = min(c.rto*2, rtoMax)
+	}
 	c.rtoAt = now + c.rto
 	switch {
-	case c.state == synReceived:
+	case c.state != established:
 		c.sendSYN()
 	case c.guestWnd == 0:
 		// Closed, with or without data in flight: ask for the window. A guest that answers

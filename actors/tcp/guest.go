@@ -57,6 +57,10 @@ func (c *conn) segment(v *flow.View, b *batch) {
 	data := v.Frame[v.Payload:v.End]
 	seq, fl := tcp.Seq(), tcp.Flags()
 
+	if c.state == synSent {
+		c.answered(v, tcp)
+		return
+	}
 	if fl&frame.RST != 0 {
 		c.guestReset(seq)
 		return

@@ -4,6 +4,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"fusilli/actors/flow"
+	"fusilli/actors/sock"
 	"fusilli/tapio/frame"
 )
 
@@ -24,7 +25,9 @@ func (c *conn) fromHost() bool {
 // forward moves what the peer has sent to the guest until there is no more, or no room.
 func (c *conn) forward() bool {
 	if c.state != established {
-		return false
+		// What the peer sends meanwhile stays in the socket; but it may be gone.
+		c.failed = c.state != connecting && sock.Poll(c.fd, 0) != 0
+		return c.failed
 	}
 	if c.finSent {
 		// Nothing more to read; but the connection may still be reset.

@@ -177,7 +177,8 @@ func (c *conn) sendRST() {
 	c.write(buf[:], c.hdr.len)
 }
 
-// sendSYN sends the SYN,ACK, with the options MSS and, if the guest knows it, window scale.
+// sendSYN sends our SYN, or SYN,ACK if the guest was first, with the options MSS and, unless the
+// guest does not know it, window scale.
 func (c *conn) sendSYN() {
 	buf := c.env.Buffer()
 	defer c.env.PutBuffer(buf)
@@ -191,6 +192,10 @@ func (c *conn) sendSYN() {
 	if c.scale == 0 {
 		opt = 4 // the guest does not know window scaling
 	}
-	c.hdr.put(buf[:], c.env.GuestMAC(), c.sndUna, c.rcvNxt, frame.SYN|frame.ACK, 65535, opt, 0, c.mss)
+	fl := uint8(frame.SYN | frame.ACK)
+	if c.state == synSent {
+		fl = frame.SYN // and 0 for the acknowledgement number
+	}
+	c.hdr.put(buf[:], c.env.GuestMAC(), c.sndUna, c.rcvNxt, fl, 65535, opt, 0, c.mss)
 	c.write(buf[:], c.hdr.len+opt)
 }

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"fusilli/actors/flow"
+	"fusilli/actors/sock"
 	"fusilli/tapio/frame"
 )
 
@@ -41,6 +42,7 @@ type conn struct {
 	sendError bool // a call has taken an error off the socket: its error queue is to be read
 	bigSend   bool // the send buffer was enlarged
 	bigRecv   bool // the receive buffer was enlarged
+	accepted  bool // the host has begun
 	ttl       uint8
 
 	segLimit int // datagrams of this size and above are not sent in rows
@@ -57,30 +59,50 @@ type conn struct {
 func Serve(env *flow.Env, port *flow.Port, dialer Dialer, host netip.AddrPort) {
 	defer port.Close()
 	c := &conn{env: env, port: port, host: host, fresh: true, ttl: defaultTTL, segLimit: maxRow}
-	if !c.open(dialer) {
-		return
+	if c.open(dialer) {
+		c.run()
 	}
+}
+
+// ServeAccepted runs the flow of port that a peer on the host's side has begun, until it ends, and
+// leaves the port closed. fd is a non-blocking socket connected to peer, which belongs to the flow
+// from here on; first are the peer's datagrams so far, and those in the socket follow them.
+func ServeAccepted(env *flow.Env, port *flow.Port, fd int, peer netip.AddrPort, first [][]byte) {
+	defer port.Close()
+	c := &conn{env: env, port: port, host: peer, fresh: true, accepted: true, ttl: defaultTTL, segLimit: maxRow}
+	sock.PrepareUDP(fd)
+	if c.take(fd) {
+		c.deliverFirst(first)
+		c.run()
+	}
+}
+
+func (c *conn) run() {
 	for c.step() {
-		if !port.Spin(&env.Rhythm) {
-			port.Wait(true, 0)
+		if !c.port.Spin(&c.env.Rhythm) {
+			c.port.Wait(true, 0)
 		}
 	}
 }
 
 // open makes the socket. It reports whether the flow goes on.
 func (c *conn) open(dialer Dialer) bool {
-	k := c.port.Key()
-	fd, err := dialer.UDP(k.GuestPort, c.host)
+	fd, err := dialer.UDP(c.port.Key().GuestPort, c.host)
 	if err != nil {
 		c.noSocket(err)
 		return false
 	}
+	return c.take(fd)
+}
+
+// take makes fd the flow's socket.
+func (c *conn) take(fd int) bool {
 	c.fd = fd
 	if err := c.port.Open(fd, c.fromHost); err != nil {
 		c.env.Log.Warn("socket cannot be waited for", zap.Error(err))
 		return false
 	}
-	c.hdr.init(c.env, k)
+	c.hdr.init(c.env, c.port.Key())
 	c.lastAt = flow.Now()
 	return true
 }
@@ -127,7 +149,11 @@ func (c *conn) step() bool {
 
 // expiry returns when the flow ends if nothing more happens.
 func (c *conn) expiry() flow.Time {
-	if c.hostSeen > 0 && (c.hostSeen > 1 || c.guestBatch > 1) {
+	answered := c.hostSeen > 0
+	if c.accepted {
+		answered = c.guestBatch > 0
+	}
+	if answered && (c.hostSeen > 1 || c.guestBatch > 1) {
 		return c.lastAt + flow.Time(c.env.UDPStreamTimeout)
 	}
 	return c.lastAt + flow.Time(c.env.UDPTimeout)

@@ -99,7 +99,7 @@ func parseExtended(b []byte) (ee unix.SockExtendedErr, from netip.Addr, ok bool)
 	case len(a) >= unix.SizeofSockaddrInet4 && binary.NativeEndian.Uint16(a) == unix.AF_INET:
 		from = netip.AddrFrom4([4]byte(a[4:8]))
 	case len(a) >= unix.SizeofSockaddrInet6 && binary.NativeEndian.Uint16(a) == unix.AF_INET6:
-		from = netip.AddrFrom16([16]byte(a[8:24]))
+		from = netip.AddrFrom16([16]byte(a[8:24])).Unmap() // of IPv4 too, on a socket for both
 	}
 	return ee, from, true
 }

@@ -71,3 +71,11 @@ func (h *header) put(b []byte, mac frame.MAC, n, size int) {
 	}
 	frame.PutVnet(b, v)
 }
+
+// most returns the length of the longest payload that fits a packet.
+func (h *header) most() int {
+	if h.v6 {
+		return 65535 - frame.UDPLen
+	}
+	return 65535 - frame.IPv4Len - frame.UDPLen
+}

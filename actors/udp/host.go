@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"fusilli/actors/flow"
+	"fusilli/actors/sock"
 )
 
 const (
@@ -149,16 +150,20 @@ func groSize(b *[groControl]byte, n int) int {
 
 // from reports whether message i was sent by addr.
 func (in *incoming) from(i int, addr netip.AddrPort) bool {
-	n := &in.names[i]
-	// Both families have the port at the same place.
-	port := (*[2]byte)(unsafe.Pointer(&n.Port))
-	if binary.BigEndian.Uint16(port[:]) != addr.Port() {
-		return false
+	a, ok := sock.AddrPort(&in.names[i])
+	return ok && a.Port() == addr.Port() && a.Addr() == addr.Addr().WithZone("")
+}
+
+// deliverFirst sends the guest datagrams that were received before the flow was made.
+func (c *conn) deliverFirst(first [][]byte) {
+	buf := c.env.Buffer()
+	defer c.env.PutBuffer(buf)
+	for _, d := range first {
+		if n := copy(buf[flow.Headroom:], d); n == len(d) && n <= c.hdr.most() {
+			c.writeRow(buf[:flow.Headroom+n], n)
+		}
 	}
-	if addr.Addr().Is4() {
-		return (*unix.RawSockaddrInet4)(unsafe.Pointer(n)).Addr == addr.Addr().As4()
-	}
-	return n.Addr == addr.Addr().As16()
+	c.hostSeen = uint8(min(len(first), 2))
 }
 
 // fromHost moves what the peer has sent to the guest. It is what the actor does in its wait

@@ -1,0 +1,87 @@
+package actors
+
+import (
+	"bytes"
+	"errors"
+	"net/netip"
+
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+
+	"fusilli/actors/flow"
+	"fusilli/actors/sock"
+	"fusilli/actors/tcp"
+	"fusilli/actors/udp"
+	"fusilli/tapio/frame"
+)
+
+// Reasons for the host's flows not to be, beside those of Engine.start.
+var (
+	errGone       = errors.New("socket is not connected")
+	errNotCarried = errors.New("not carried")
+)
+
+// AcceptTCP connects fd, an accepted and non-blocking stream socket, with the guest: k is the
+// connection as the guest's link shows it, Guest and GuestPort what the guest listens on, Remote
+// and RemotePort who the peer is for it. Its protocol is filled in.
+//
+// fd belongs to the engine from here on. It is reset if there can be no such flow: a family or
+// protocol that is not carried, addresses nobody can have, a full table, a connection with this key,
+// or an engine that has ended. AcceptTCP may be called by anyone at any time, and does not block.
+func (e *Engine) AcceptTCP(fd int, k flow.Key) {
+	k.Proto = frame.ProtoTCP
+	err := errNotCarried
+	if peer, ok := sock.Peer(fd); !ok {
+		err = errGone
+	} else if !e.cfg.NoTCP && e.carries(&k) && !frame.IsMulticast(&k.Guest) {
+		_, err = e.start(&k, &e.env.Counters.TCP, func(p *flow.Port) { tcp.ServeAccepted(e.env, p, fd, peer) })
+	}
+	if err != nil {
+		e.refused(&k, err)
+		sock.Reset(fd)
+		unix.Close(fd)
+	}
+}
+
+// AcceptUDP makes a flow of fd, a non-blocking datagram socket that is bound and connected to its
+// peer, and of the datagrams in first, which the guest gets before any that are still in the socket.
+// k is the flow as the guest's link shows it, as with AcceptTCP; its Guest may be a multicast
+// address. first may be empty and is not used any more when AcceptUDP returns.
+//
+// fd belongs to the engine from here on. It is closed if there can be no such flow, see AcceptTCP.
+// AcceptUDP may be called by anyone at any time, and does not block.
+func (e *Engine) AcceptUDP(fd int, k flow.Key, first [][]byte) {
+	k.Proto = frame.ProtoUDP
+	err := errNotCarried
+	if peer, ok := sock.Peer(fd); !ok {
+		err = errGone
+	} else if !e.cfg.NoUDP && e.carries(&k) {
+		kept := make([][]byte, len(first))
+		for i, d := range first {
+			kept[i] = bytes.Clone(d)
+		}
+		_, err = e.start(&k, &e.env.Counters.UDP, func(p *flow.Port) { udp.ServeAccepted(e.env, p, fd, peer, kept) })
+	}
+	if err != nil {
+		e.refused(&k, err)
+		unix.Close(fd)
+	}
+}
+
+// carries reports whether k, of a flow that the host asks for, names two ends there can be.
+func (e *Engine) carries(k *flow.Key) bool {
+	v4 := frame.Is4(&k.Guest)
+	return v4 == frame.Is4(&k.Remote) && (v4 && e.cfg.V4 || !v4 && e.cfg.V6) &&
+		k.GuestPort != 0 && k.RemotePort != 0 &&
+		!frame.IsUnspecified(&k.Guest) && !frame.IsLoopback(&k.Guest) &&
+		!frame.IsUnspecified(&k.Remote) && !frame.IsLoopback(&k.Remote) && !frame.IsMulticast(&k.Remote)
+}
+
+func (e *Engine) refused(k *flow.Key, err error) {
+	e.cfg.Log.Debug("flow from the host is refused", zap.Stringer("guest", addrPort(k.Guest, k.GuestPort)),
+		zap.Stringer("remote", addrPort(k.Remote, k.RemotePort)), zap.Error(err))
+}
+
+func addrPort(a frame.Addr, port uint16) netip.AddrPort {
+	return netip.AddrPortFrom(frame.NetIP(a), port)
+}
