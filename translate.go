@@ -76,6 +76,12 @@ func translate(ctx context.Context, cfg *config.Config, env *process.Env, log *z
 	for _, w := range warnings {
 		log.Warn(w)
 	}
+	if cfg.Log.Summary {
+		s := summary{cfg: cfg, tap: tap.Name(), host: host, dns: &dns}
+		for _, line := range s.lines() {
+			log.Info(line)
+		}
+	}
 	watch := observe(cfg, tap, log)
 	defer watch.close()
 	engine := actors.New(engineConfig(cfg, host, &dns, &guest, watch.link, logging.Limit(log)))

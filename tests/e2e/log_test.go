@@ -208,3 +208,67 @@ func TestMessagesGoToTheSystemsLog(t *testing.T) {
 		})
 	}
 }
+
+func TestSummaryAtTheStart(t *testing.T) {
+	t.Parallel()
+	b := newBed(t, defaultBed)
+	const block = `(?m)^Template interface: h0 \(IPv4\), h0 \(IPv6\)
+Namespace interface: h0
+MAC:
+    host: 9a:55:9a:55:9a:55
+    NAT to host 127\.0\.0\.1: 10\.77\.0\.1
+DHCP:
+    assign: 10\.77\.0\.2
+    mask: 255\.255\.255\.0
+    router: 10\.77\.0\.1
+DNS:
+    10\.77\.0\.1
+    NAT to host ::1: fd77::1
+NDP/DHCPv6:
+    assign: fd77::2
+    router: fd77::1
+    our link-local: fe80::[0-9a-f:]+
+`
+	for _, tc := range []struct {
+		name    string
+		args    []string
+		command bool
+		want    string // regular expression for standard error
+	}{
+		{"default", nil, false, block},
+		{"quiet", []string{"-q"}, false, `^$`},
+		{"foreground", []string{"-f"}, false, block},
+		{"command", nil, true, `^$`},
+		{"command, debug", []string{"-d"}, true, `(?m)^\d+\.\d{4}: Template interface: h0 \(IPv4\), h0 \(IPv6\)$`},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			target, err := b.Target(patience(t, limit))
+			if err != nil {
+				t.Fatal(err)
+			}
+			args := append([]string{"--config-net"}, tc.args...)
+			if tc.command {
+				args = append(args, "--", "true")
+			} else {
+				args = append(args, strconv.Itoa(target.PID))
+			}
+			p, stdout := start(t, b, args...)
+			if tc.name == "foreground" {
+				if err := target.Configured(patience(t, limit), p, true); err != nil {
+					t.Fatal(err)
+				}
+				waitFor(t, "the summary", func() bool { return strings.Contains(p.Stderr(), "our link-local") })
+				p.Stop(limit)
+			}
+			if status := p.Status(); status != 0 {
+				t.Fatalf("status %d", status)
+			}
+			if ok, _ := regexp.MatchString(tc.want, p.Stderr()); !ok {
+				t.Errorf("standard error:\n%s\nwant:\n%s", p.Stderr(), tc.want)
+			}
+			if stdout.Len() > 0 {
+				t.Errorf("standard output %q", stdout)
+			}
+		})
+	}
+}
