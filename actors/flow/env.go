@@ -41,7 +41,7 @@ type Env struct {
 	Held atomic.Int64
 
 	// Rhythm decides whether the next message is looked for before one sleeps.
-	Rhythm Rhythm
+	Rhythm Rhythm[Port]
 
 	guestMAC atomic.Uint64
 	buffers  sync.Pool

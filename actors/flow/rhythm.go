@@ -36,15 +36,15 @@ const (
 )
 
 // Rhythm notices request and response traffic: single small messages that alternate between the
-// sides, one exchange after the other. While it goes on and answers come quickly, reader and actor
+// sides, one exchange after the other. While it goes on and answers come quickly, those who wait
 // look for the next message for a short while before they sleep. Bulk transfers, several busy flows,
-// slow peers and silence all break the rhythm, and then nobody looks.
+// slow peers and silence all break the rhythm, and then nobody looks. T is what a flow is known by.
 //
-// The zero value is ready for use, and all methods may be called by anyone. It is a guess about the near future: calls that cross each
-// other may spoil it, and nothing worse.
-type Rhythm struct {
+// The zero value is ready for use, and all methods may be called by anyone. It is a guess about the
+// near future: calls that cross each other may spoil it, and nothing worse.
+type Rhythm[T any] struct {
 	side  atomic.Uint32
-	owner atomic.Pointer[Port]
+	owner atomic.Pointer[T]
 	score atomic.Uint32 // messages in turn
 	need  atomic.Uint32 // how many make a rhythm, but at least spinAfter
 	hits  atomic.Uint32 // messages since one was looked for in vain
@@ -52,7 +52,7 @@ type Rhythm struct {
 }
 
 // Message notes that n bytes came from side for the flow of p.
-func (r *Rhythm) Message(p *Port, side Side, n int) {
+func (r *Rhythm[T]) Message(p *T, side Side, n int) {
 	if runtime.NumCPU() == 1 {
 		return // whom we wait for needs the CPU
 	}
@@ -69,22 +69,22 @@ func (r *Rhythm) Message(p *Port, side Side, n int) {
 	}
 }
 
-func (r *Rhythm) enough() uint32 { return max(r.need.Load(), spinAfter) }
+func (r *Rhythm[T]) enough() uint32 { return max(r.need.Load(), spinAfter) }
 
 // Hot reports whether the next message is worth looking for now.
-func (r *Rhythm) Hot() bool {
+func (r *Rhythm[T]) Hot() bool {
 	return r.score.Load() > r.enough() && r.hits.Load()%spinRow != 0 && Now()-Time(r.last.Load()) < spinFor
 }
 
 // Yield lets other goroutines, and other threads that want this CPU, go first. It is what is to be
 // done between two looks.
-func (r *Rhythm) Yield() {
+func (r *Rhythm[T]) Yield() {
 	runtime.Gosched()
 	unix.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0)
 }
 
 // Cool is called by who has looked for a message in vain, before it sleeps.
-func (r *Rhythm) Cool() {
+func (r *Rhythm[T]) Cool() {
 	if r.score.Load() <= r.enough() || Now()-Time(r.last.Load()) < spinFor {
 		return
 	}
@@ -98,7 +98,7 @@ func (r *Rhythm) Cool() {
 
 // Extend gives the next message its full time again: what has just happened, a new connection, is
 // part of an exchange without being a message.
-func (r *Rhythm) Extend() {
+func (r *Rhythm[T]) Extend() {
 	if r.score.Load() > r.enough() {
 		r.last.Store(int64(Now()))
 	}
@@ -107,6 +107,9 @@ func (r *Rhythm) Extend() {
 // Asked reports whether p's flow waits for the host's answer to a message of the guest. Only then
 // the socket is looked at: the next message comes from the guest, and the reader, which may be
 // asleep, is woken for it by a thread that sleeps.
-func (r *Rhythm) Asked(p *Port) bool {
-	return Side(r.side.Load()) == FromGuest && r.owner.Load() == p
+func (r *Rhythm[T]) Asked(p *T) bool {
+	return Side(r.side.Load()) == FromGuest && r.Of(p)
 }
+
+// Of reports whether the last message was one of p's flow.
+func (r *Rhythm[T]) Of(p *T) bool { return r.owner.Load() == p }

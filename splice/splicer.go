@@ -1,0 +1,230 @@
+package splice
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+
+	"fusilli/actors/flow"
+	"fusilli/actors/sock"
+)
+
+// Side is where a socket is.
+type Side uint8
+
+// The sides.
+const (
+	Host      Side = iota // the network namespace of this program
+	Namespace             // the guest's
+)
+
+const (
+	// spareWatches is the number of watches kept for later.
+	spareWatches = 64
+	// warnPeriod is the time between two warnings of trouble.
+	warnPeriod = flow.Time(time.Minute)
+)
+
+// Config says how a Splicer works.
+type Config struct {
+	Log *zap.Logger
+	// InNamespace runs a function on a thread in the guest's network namespace and returns what that
+	// returns. The function does not wait. Any goroutine may call it.
+	InNamespace func(func() error) error
+	// Limit bounds the number of flows, together with others' if they share it; nil: flow.MaxFlows
+	// of ours.
+	Limit *flow.Limit
+	// UDPTimeout and UDPStreamTimeout are the idle times after which datagram flows end.
+	UDPTimeout, UDPStreamTimeout time.Duration
+}
+
+// Counters count what an operator may want to know. Each is only ever added to.
+type Counters struct {
+	TCP, UDP atomic.Uint64 // flows made
+	Bytes    atomic.Uint64 // carried over connections
+	Refused  atomic.Uint64 // connections that the other side refused
+	Full     atomic.Uint64 // flows beyond the limit
+	Failed   atomic.Uint64 // flows for want of descriptors or memory
+	Lost     atomic.Uint64 // datagrams the other side did not take
+	Panics   atomic.Uint64 // flows that ended by a fault
+}
+
+// Splicer carries flows from socket to socket.
+type Splicer struct {
+	cfg      Config
+	counters Counters
+	rhythm   flow.Rhythm[watch]
+	pipes    pipes
+	pools    [2][2]*pool // by side; IPv6 and IPv4
+
+	warned  atomic.Int64 // when trouble was last warned of
+	stopped atomic.Bool
+
+	mu    sync.Mutex
+	flows sync.WaitGroup // added to only under mu, and not once stopped
+	live  map[*watch]struct{}
+	spare []*watch
+}
+
+// New returns a splicer. Flows may be given to it at once, but nothing is kept ready for them before
+// it runs.
+func New(cfg Config) *Splicer {
+	if cfg.Limit == nil {
+		cfg.Limit = flow.NewLimit(flow.MaxFlows)
+	}
+	s := &Splicer{cfg: cfg, live: make(map[*watch]struct{})}
+	s.pipes.size = pipeCapacity()
+	here := func(f func() error) error { return f() }
+	for i := range 2 {
+		s.pools[Host][i] = newPool(i == 1, here)
+		s.pools[Namespace][i] = newPool(i == 1, cfg.InNamespace)
+	}
+	return s
+}
+
+// Counters returns the splicer's counters, which go on counting.
+func (s *Splicer) Counters() *Counters { return &s.counters }
+
+// Run keeps what new flows need until ctx ends; then it ends all flows and waits for them. Flows that
+// come later are closed at once. It returns nil.
+func (s *Splicer) Run(ctx context.Context) error {
+	var parts sync.WaitGroup
+	for _, side := range s.pools {
+		for _, p := range side {
+			parts.Go(func() { p.run(ctx) })
+		}
+	}
+	<-ctx.Done()
+	s.stop()
+	s.flows.Wait()
+	parts.Wait()
+	s.pipes.end()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, w := range s.spare {
+		w.close()
+	}
+	s.spare = nil
+	return nil
+}
+
+// stop has all flows end.
+func (s *Splicer) stop() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.stopped.Store(true)
+	for w := range s.live {
+		w.ring()
+	}
+}
+
+func (s *Splicer) stopping() bool { return s.stopped.Load() }
+
+// TCP takes over fd, a non-blocking TCP socket that was accepted, and carries the connection to dst on
+// side to. If that cannot be reached, the connection is reset. TCP does not wait.
+func (s *Splicer) TCP(fd int, to Side, dst netip.AddrPort) {
+	dst = netip.AddrPortFrom(dst.Addr().Unmap(), dst.Port())
+	refuse := func() {
+		sock.Reset(fd)
+		closeFD(fd)
+	}
+	s.start(&s.counters.TCP, refuse, func(w *watch) { s.serve(w, fd, to, dst) })
+}
+
+// start counts a flow and runs serve in a goroutine with a watch of its own, or else calls refuse.
+func (s *Splicer) start(count *atomic.Uint64, refuse func(), serve func(*watch)) {
+	if !s.cfg.Limit.Take() {
+		if s.counters.Full.Add(1) == 1 {
+			s.cfg.Log.Warn("Too many flows, new ones are refused")
+		}
+		refuse()
+		return
+	}
+	w, err := s.enter()
+	if err != nil {
+		s.cfg.Limit.Give()
+		if !errors.Is(err, errStopped) {
+			s.troubled("Unable to watch sockets of new flow", err)
+		}
+		refuse()
+		return
+	}
+	count.Add(1)
+	go func() {
+		defer s.leave(w)
+		serve(w)
+	}()
+}
+
+var errStopped = errors.New("stopped")
+
+// enter makes room for a flow and returns its watch.
+func (s *Splicer) enter() (*watch, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.stopped.Load() {
+		return nil, errStopped
+	}
+	var w *watch
+	if n := len(s.spare); n > 0 {
+		w = s.spare[n-1]
+		s.spare = s.spare[:n-1]
+	} else {
+		var err error
+		if w, err = newWatch(); err != nil {
+			return nil, err
+		}
+	}
+	s.live[w] = struct{}{}
+	s.flows.Add(1)
+	return w, nil
+}
+
+// leave is the edge of every flow: whatever it did, its sockets are closed by now, and its watch is
+// free. A fault ends that flow only.
+func (s *Splicer) leave(w *watch) {
+	if v := recover(); v != nil {
+		s.counters.Panics.Add(1)
+		s.cfg.Log.Error("flow ended by a fault", zap.Any("panic", v), zap.ByteString("stack", debug.Stack()))
+	}
+	s.cfg.Limit.Give()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.live, w)
+	if len(s.spare) < spareWatches && !s.stopped.Load() {
+		w.idle()
+		s.spare = append(s.spare, w)
+	} else {
+		w.close()
+	}
+	s.flows.Done()
+}
+
+// socket returns an unconnected TCP socket on side to.
+func (s *Splicer) socket(to Side, v4 bool) (int, error) {
+	if v4 {
+		return s.pools[to][1].get()
+	}
+	return s.pools[to][0].get()
+}
+
+// troubled logs why there is no flow. Others' refusals are none of our business, but the lack of
+// descriptors or memory is, and is said once in a while.
+func (s *Splicer) troubled(what string, err error) {
+	s.counters.Failed.Add(1)
+	log := s.cfg.Log.Debug
+	if errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOMEM) || errors.Is(err, unix.ENOBUFS) {
+		now, then := int64(flow.Now())+1, s.warned.Load()
+		if (then == 0 || now-then >= int64(warnPeriod)) && s.warned.CompareAndSwap(then, now) {
+			log = s.cfg.Log.Warn
+		}
+	}
+	log(what, zap.Error(err))
+}
