@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"os"
 	"os/user"
+	"slices"
 	"strconv"
 
 	"fusilli/config"
@@ -120,6 +121,8 @@ func spec(cfg *config.Config) process.Spec {
 		KeepStderr:       cfg.Log.Stats != 0,
 		StayWithoutNetNS: t.NoQuit,
 		PIDFile:          cfg.PIDFile,
+		ChrootFallback:   cfg.ChrootFallback,
+		LowPorts:         lowPortsLater(cfg),
 	}
 	if t.UserNS == config.JoinUserNS {
 		s.UserNS = t.UserNSPath
@@ -128,6 +131,12 @@ func spec(cfg *config.Config) process.Spec {
 		s.NetNS = t.NetNSPath
 	}
 	return s
+}
+
+// lowPortsLater reports whether ports can come to be listened on while the program runs.
+func lowPortsLater(cfg *config.Config) bool {
+	auto := slices.ContainsFunc(cfg.Ports, func(p config.PortSpec) bool { return p.Auto })
+	return cfg.Mode == config.Pasta && (auto || cfg.ControlPath != "")
 }
 
 // lookUp finds the numbers of a user and group. Root by name is refused: whoever wants

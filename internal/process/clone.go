@@ -17,6 +17,10 @@ import (
 const keptCaps = 1<<unix.CAP_SYS_ADMIN | 1<<unix.CAP_NET_ADMIN |
 	1<<unix.CAP_NET_BIND_SERVICE | 1<<unix.CAP_SYS_PTRACE
 
+// maxCap is the highest capability a kernel may come to know: numbers beyond the last one it
+// knows are refused, which does no harm.
+const maxCap = 63
+
 // clone says how a new process of this executable comes to be.
 type clone struct {
 	link *os.File // becomes linkFD of the new process
@@ -27,9 +31,17 @@ type clone struct {
 	// userNS is the user namespace to enter, or nil.
 	userNS *os.File
 
+	// newUser creates a user namespace without any id map inside userNS.
+	newUser bool
+
 	// flags are the CLONE_NEW* of the namespaces to create inside userNS, or 0. A
 	// process in a new PID namespace is its first.
 	flags uintptr
+
+	// confine prepares the process for a sandbox: the bounding set is empty, what is
+	// not in keptCaps can never be had again, no program it executes gets rights
+	// (no_new_privs), and its environment is that of translatorEnviron.
+	confine bool
 }
 
 // Steps of the child that can fail, as told to the parent.
@@ -38,7 +50,9 @@ const (
 	stepGroup
 	stepUser
 	stepUserNS
+	stepNewUser
 	stepClone
+	stepPrivs
 	stepLink
 )
 
@@ -129,12 +143,26 @@ func (c *clone) failure(r childReport) error {
 		return failf("Can't set UID to %d", c.user.UID)
 	case stepUserNS:
 		return failf("Couldn't enter user namespace %s: %s", c.userNS.Name(), Reason(r.errno))
+	case stepNewUser:
+		return failf("Couldn't create user namespace: %s", Reason(r.errno))
 	case stepClone:
+		if c.confine {
+			return isolateError{r.errno}
+		}
 		return failf("Couldn't create namespaces: %s", Reason(r.errno))
+	case stepPrivs:
+		return fmt.Errorf("set no_new_privs: %w", r.errno)
 	case stepLink:
 		return fmt.Errorf("pass the link on: %w", r.errno)
 	}
 	return fmt.Errorf("run %s again: %w", selfPath, r.errno)
+}
+
+// isolateError tells that a translator cannot have namespaces of its own.
+type isolateError struct{ error }
+
+func (e isolateError) Error() string {
+	return "Failed to detach isolating namespaces: " + Reason(e.error)
 }
 
 const selfPath = "/proc/self/exe"
@@ -149,14 +177,22 @@ type prepared struct {
 	uid, gid   uintptr
 	enter      bool
 	userNS     uintptr
+	newUser    bool
 	flags      uintptr
+	confine    bool
 }
 
 func (c *clone) prepare(link, reported *os.File) (*prepared, error) {
 	p := &prepared{
-		link:   link.Fd(),
-		report: reported.Fd(),
-		flags:  c.flags,
+		link:    link.Fd(),
+		report:  reported.Fd(),
+		newUser: c.newUser,
+		flags:   c.flags,
+		confine: c.confine,
+	}
+	environ := stageEnviron()
+	if c.confine {
+		environ = translatorEnviron()
 	}
 	var err error
 	if p.path, err = syscall.BytePtrFromString(selfPath); err != nil {
@@ -165,7 +201,7 @@ func (c *clone) prepare(link, reported *os.File) (*prepared, error) {
 	if p.argv, err = syscall.SlicePtrFromStrings(os.Args); err != nil {
 		return nil, err
 	}
-	if p.envv, err = syscall.SlicePtrFromStrings(stageEnviron()); err != nil {
+	if p.envv, err = syscall.SlicePtrFromStrings(environ); err != nil {
 		return nil, err
 	}
 	if c.user != nil {
@@ -179,6 +215,21 @@ func (c *clone) prepare(link, reported *os.File) (*prepared, error) {
 
 // stageEnviron is the environment of a process that must not behave as a launcher.
 func stageEnviron() []string { return append(os.Environ(), StageVariable+"=1") }
+
+// translatorVariables are the variables that a translator is given: the time zone of a log,
+// and what switches of Go's runtime a developer sets.
+var translatorVariables = []string{"TZ", "GORACE", "GOTRACEBACK", "GOCOVERDIR"}
+
+// translatorEnviron is the environment of a translator, which has no use for its caller's.
+func translatorEnviron() []string {
+	env := []string{StageVariable + "=1"}
+	for _, name := range translatorVariables {
+		if value, ok := os.LookupEnv(name); ok {
+			env = append(env, name+"="+value)
+		}
+	}
+	return env
+}
 
 //go:linkname beforeFork syscall.runtime_BeforeFork
 func beforeFork()
@@ -241,7 +292,19 @@ func cloneExec(p *prepared) (pid uintptr, errno syscall.Errno) {
 			goto fail
 		}
 	}
-	if p.flags != 0 {
+	if p.newUser {
+		r.step = stepNewUser
+		if _, _, r.errno = syscall.RawSyscall6(unix.SYS_UNSHARE, unix.CLONE_NEWUSER, 0, 0, 0, 0, 0); r.errno != 0 {
+			goto fail
+		}
+	}
+	if p.flags&unix.CLONE_NEWPID == 0 && p.flags != 0 {
+		r.step = stepClone
+		if _, _, r.errno = syscall.RawSyscall6(unix.SYS_UNSHARE, p.flags, 0, 0, 0, 0, 0); r.errno != 0 {
+			goto fail
+		}
+	}
+	if p.flags&unix.CLONE_NEWPID != 0 { // a process cannot change its own
 		r.step = stepClone
 		pid, _, r.errno = syscall.RawSyscall6(unix.SYS_CLONE, p.flags|unix.CLONE_PARENT|uintptr(syscall.SIGCHLD), 0, 0, 0, 0, 0)
 		if r.errno != 0 {
@@ -252,7 +315,7 @@ func cloneExec(p *prepared) (pid uintptr, errno syscall.Errno) {
 			goto fail
 		}
 	}
-	if p.become || p.enter {
+	if p.become || p.enter || p.confine {
 		// What is permitted now is to survive the execution of a program by a user
 		// that is not root here. All of this may fail without harm: then nothing
 		// was permitted, and whoever needs it gets told.
@@ -261,10 +324,19 @@ func cloneExec(p *prepared) (pid uintptr, errno syscall.Errno) {
 		caps[0].Inheritable = caps[0].Permitted & keptCaps
 		caps[1].Inheritable = 0
 		syscall.RawSyscall6(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&head)), uintptr(unsafe.Pointer(&caps[0])), 0, 0, 0, 0)
+		for bit = 0; bit <= maxCap && p.confine; bit++ {
+			syscall.RawSyscall6(unix.SYS_PRCTL, unix.PR_CAPBSET_DROP, bit, 0, 0, 0, 0)
+		}
 		for bit = 0; bit < 32; bit++ {
 			if caps[0].Inheritable&(1<<bit) != 0 {
 				syscall.RawSyscall6(unix.SYS_PRCTL, unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_RAISE, bit, 0, 0, 0)
 			}
+		}
+	}
+	if p.confine {
+		r.step = stepPrivs
+		if _, _, r.errno = syscall.RawSyscall6(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0, 0); r.errno != 0 {
+			goto fail
 		}
 	}
 	r.step = stepLink

@@ -19,6 +19,10 @@ const endTimeout = 2 * time.Second
 const commandNamespaces = unix.CLONE_NEWNET | unix.CLONE_NEWPID | unix.CLONE_NEWNS |
 	unix.CLONE_NEWUTS | unix.CLONE_NEWIPC
 
+// sandboxNamespaces are those a translator gets of its own, beside a PID namespace where the
+// launcher does not stay.
+const sandboxNamespaces = unix.CLONE_NEWNS | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC
+
 // Launch starts what spec asks for and stays as long as the form demands. It returns the
 // exit status for the process, and with a failure the message for the user. When it
 // returns, nothing it started runs any more but a background translator or, where this
@@ -310,11 +314,28 @@ func (l *launcher) startTranslator(userNS *os.File, files ...*os.File) error {
 		return err
 	}
 	defer theirs.Close()
-	c := &clone{link: theirs, userNS: userNS}
+	c := &clone{link: theirs, userNS: userNS, flags: sandboxNamespaces, confine: true}
+	if !l.spec.stays() {
+		c.flags |= unix.CLONE_NEWPID
+	}
 	if l.change {
 		c.user = &l.user
 	}
 	p, err := c.start()
+	if errors.As(err, new(isolateError)) {
+		// Whoever may not have namespaces may not enter one either, and that is what
+		// the user wants to know.
+		for _, f := range files {
+			if f.Name() != fdNetNS {
+				continue
+			}
+			thread, cannot := StartThread(int(f.Fd()))
+			if cannot != nil {
+				return switchError(cannot)
+			}
+			thread.Close()
+		}
+	}
 	if err != nil {
 		return err
 	}

@@ -110,12 +110,21 @@ func (p *plan) translate(ctx context.Context, env *process.Env) error {
 		}
 		time.Sleep(time.Millisecond)
 	}
+	var cause *os.File
+	if p.Cause != "" {
+		var err error
+		if cause, err = os.Create(p.Cause); err != nil { // later, there are no paths
+			return err
+		}
+		defer cause.Close()
+	}
 	if err := env.Ready(); err != nil {
 		return err
 	}
 	<-ctx.Done()
-	if p.Cause != "" {
-		return os.WriteFile(p.Cause, []byte(context.Cause(ctx).Error()), 0o666)
+	if cause != nil {
+		_, err := cause.WriteString(context.Cause(ctx).Error())
+		return err
 	}
 	return nil
 }
@@ -339,7 +348,13 @@ func (b *bed) run(c *exec.Cmd) result {
 }
 
 func lessWarning(s string) string {
-	return strings.ReplaceAll(s, "Started as root, will change to nobody.\n", "")
+	for _, line := range []string{
+		"Started as root, will change to nobody.\n",
+		"Built with cgo: only a part of the sandbox is in force\n", // so are test binaries
+	} {
+		s = strings.ReplaceAll(s, line, "")
+	}
+	return s
 }
 
 func statusOf(s *os.ProcessState) int {

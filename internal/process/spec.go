@@ -50,6 +50,12 @@ type Spec struct {
 	// StayWithoutNetNS keeps the translator when NetNS goes away.
 	StayWithoutNetNS bool
 
+	// LowPorts says that the translator may have to listen on ports below 1024 later.
+	LowPorts bool
+
+	// ChrootFallback makes do with chroot(2) where pivot_root(2) is refused.
+	ChrootFallback bool
+
 	// PIDFile is the path of the PID file, or "".
 	PIDFile string
 

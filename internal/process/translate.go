@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"fusilli/internal/logging"
+	"fusilli/internal/sandbox"
 )
 
 // Env is where a translator finds itself: in the host's network namespace, with a thread
@@ -106,10 +107,15 @@ func (e *Env) enter(start *Start) error {
 	defer unix.Close(fd)
 	thread, err := StartThread(fd)
 	if err != nil {
-		return failf("Couldn't switch to pasta namespaces: %s", Reason(err))
+		return switchError(err)
 	}
 	e.NetNS = thread
 	return nil
+}
+
+// switchError tells why a network namespace cannot be entered.
+func switchError(err error) error {
+	return failf("Couldn't switch to pasta namespaces: %s", Reason(err))
 }
 
 // watch starts what ends the context; all of it ends with the context.
@@ -160,13 +166,17 @@ func awaitLauncher(ctx context.Context) error {
 	return errLauncher
 }
 
-// Ready tells the launcher that the namespace is connected. In background it first lets
-// go of the caller's session, streams and directory; while a command runs, of the
-// streams. Which messages standard error still gets is for Spec to say. It is to be called once, by the goroutine that runs the translator, and
-// fails only if there is no launcher any more.
+// Ready confines the process (package sandbox) and tells the launcher that the namespace is
+// connected: everything that will be needed is open by then. In background it first lets
+// go of the caller's session and streams; while a command runs, of the
+// streams. Which messages standard error still gets is for Spec to say. It is to be called
+// once, by the goroutine that runs the translator; when it fails, the translator is to end.
 func (e *Env) Ready() error {
 	if err := e.detach(); err != nil {
 		return err
+	}
+	if err := e.confine(); err != nil {
+		return failf("%s\nFailed to sandbox process, exiting", err)
 	}
 	if err := send(linkFD, answerReady); err != nil {
 		return errLauncher
@@ -178,15 +188,27 @@ func (e *Env) Ready() error {
 	return nil
 }
 
+// confine leaves the process with what it needs to carry packets.
+func (e *Env) confine() error {
+	f, err := sandbox.Confine(sandbox.Options{
+		LowPorts:       e.spec.LowPorts,
+		ChrootFallback: e.spec.ChrootFallback,
+		Info:           func(text string) { e.log.Info(text) },
+		Warn:           func(text string) { e.log.Warn(text) },
+	})
+	if err != nil {
+		return err
+	}
+	e.log.Debug("confined", zap.String("root", f.Root), zap.Stringer("capabilities", f.Caps))
+	return nil
+}
+
 func (e *Env) detach() error {
 	streams := []int{unix.Stdin, unix.Stdout, unix.Stderr}
 	switch {
 	case !e.spec.stays():
 		if _, err := unix.Setsid(); err != nil {
 			return err
-		}
-		if err := os.Chdir("/"); err != nil {
-			e.log.Debug("Can't leave the working directory", zap.Error(err))
 		}
 		e.quieten()
 	case e.spec.runsCommand() && !e.spec.Debug, e.spec.LogElsewhere:

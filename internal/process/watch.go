@@ -120,11 +120,9 @@ func awaitMissing(ctx context.Context, dir int, name string) bool {
 	tick := time.NewTicker(lookInterval)
 	defer tick.Stop()
 	for {
-		fd, err := unix.Openat(dir, name, unix.O_PATH|unix.O_CLOEXEC, 0)
-		switch {
-		case err == nil:
-			unix.Close(fd)
-		case !errors.Is(err, unix.EACCES):
+		var st unix.Stat_t
+		err := unix.Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW)
+		if err != nil && !errors.Is(err, unix.EACCES) {
 			return true
 		}
 		select {
@@ -151,8 +149,9 @@ func awaitDeleted(ctx context.Context, f *os.File, path string) bool {
 	}
 }
 
-// deleted reports whether inotify(7) events tell of the end of path. When some were lost
-// it looks for itself.
+// deleted reports whether inotify(7) events tell of the end of path. Some can be lost only
+// behind 16384 others that nobody has read yet; a path that cannot be looked at any more is
+// then taken to be there.
 func deleted(events []byte, path string) bool {
 	for len(events) >= unix.SizeofInotifyEvent {
 		mask := binary.NativeEndian.Uint32(events[4:])
@@ -166,11 +165,6 @@ func deleted(events []byte, path string) bool {
 			return true
 		case mask&unix.IN_DELETE != 0 && name == filepath.Base(path):
 			return true
-		case mask&unix.IN_Q_OVERFLOW != 0:
-			var st unix.Stat_t
-			if errors.Is(unix.Lstat(path, &st), unix.ENOENT) {
-				return true
-			}
 		}
 		events = events[unix.SizeofInotifyEvent+size:]
 	}

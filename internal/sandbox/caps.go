@@ -1,0 +1,47 @@
+package sandbox
+
+import (
+	"fmt"
+	"runtime"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// Caps is a set of capabilities, as in /proc/PID/status.
+type Caps uint64
+
+func (c Caps) String() string {
+	switch c {
+	case 0:
+		return "none"
+	case 1 << unix.CAP_NET_BIND_SERVICE:
+		return "CAP_NET_BIND_SERVICE"
+	}
+	return fmt.Sprintf("%016x", uint64(c))
+}
+
+// KeepCaps gives up, on every thread, all permitted and effective capabilities but keep, and all
+// inheritable and ambient ones. Those of keep that the process does not have it does not get. It
+// returns what is left. The bounding set stays as it is.
+func KeepCaps(keep Caps) (Caps, error) {
+	head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var sets [2]unix.CapUserData
+	if err := unix.Capget(&head, &sets[0]); err != nil {
+		return 0, fmt.Errorf("read capabilities: %w", err)
+	}
+	left := keep & (Caps(sets[1].Permitted)<<32 | Caps(sets[0].Permitted))
+	for i := range sets {
+		word := uint32(left >> (32 * i))
+		sets[i] = unix.CapUserData{Effective: word, Permitted: word}
+	}
+	head.Pid = 0
+	// What is not inheritable cannot be ambient: that set empties with the other.
+	err := allThreads(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&head)), uintptr(unsafe.Pointer(&sets)), 0)
+	runtime.KeepAlive(&head)
+	runtime.KeepAlive(&sets)
+	if err != nil {
+		return 0, fmt.Errorf("drop capabilities: %w", err)
+	}
+	return left, nil
+}

@@ -1,0 +1,90 @@
+package sandbox
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Options say what a translator will still need.
+type Options struct {
+	// LowPorts keeps CAP_NET_BIND_SERVICE, if the process has it.
+	LowPorts bool
+
+	// ChrootFallback makes do with chroot(2) where pivot_root(2) is refused.
+	ChrootFallback bool
+
+	// Info and Warn are told what a user may want to know, and should.
+	Info, Warn func(message string)
+}
+
+// InForce is what Confine has achieved.
+type InForce struct {
+	Root string // how the empty root was entered
+	Caps Caps   // what is left, of this thread if Partial
+
+	// Partial is set in a program linked with a C library: other threads keep their
+	// capabilities.
+	Partial bool
+}
+
+// stepError tells which step failed, in words other implementations use.
+type stepError struct {
+	what string
+	err  error
+}
+
+func (e *stepError) Error() string {
+	text := e.err.Error()
+	return e.what + ": " + strings.ToUpper(text[:1]) + text[1:]
+}
+
+func (e *stepError) Unwrap() error { return e.err }
+
+// Confine confines the process for good. The process must have a mount namespace of its own and
+// CAP_SYS_ADMIN in it. After an error it is partly confined and good for nothing but to end.
+func Confine(o Options) (InForce, error) {
+	var f InForce
+	var err error
+	readLate()
+	if f.Root, err = emptyRoot(o.ChrootFallback); err != nil {
+		return f, err
+	}
+	if f.Root == "chroot" {
+		o.Info("Failed to pivot_root(), fallback to chroot()...")
+	}
+	var keep Caps
+	if o.LowPorts {
+		keep = 1 << unix.CAP_NET_BIND_SERVICE
+	}
+	if f.Partial = linkedWithC(); f.Partial && !raceEnabled {
+		o.Warn("Built with cgo: only a part of the sandbox is in force")
+	}
+	if f.Caps, err = KeepCaps(keep); err != nil {
+		return f, err
+	}
+	return f, hide()
+}
+
+// readLate has Go's library read the files that it would otherwise look for later, in vain.
+func readLate() {
+	time.Now().Zone() // the time zone
+}
+
+// hide keeps the memory of the process from others: a core file would contain what the guest
+// sends, and the keys of sequence numbers.
+func hide() error {
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return fmt.Errorf("make the process undumpable: %w", err)
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
+		return fmt.Errorf("switch core files off: %w", err)
+	}
+	// Nothing we do gives rights, and nothing may: the filter needs that promise, too.
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		return fmt.Errorf("set no_new_privs: %w", err)
+	}
+	return nil
+}
