@@ -34,7 +34,10 @@ func (e *Engine) AcceptTCP(fd int, k flow.Key) {
 	if peer, ok := sock.Peer(fd); !ok {
 		err = errGone
 	} else if !e.cfg.NoTCP && e.carries(&k) && !frame.IsMulticast(&k.Guest) {
-		_, err = e.start(&k, &e.env.Counters.TCP, func(p *flow.Port) { tcp.ServeAccepted(e.env, p, fd, peer) })
+		_, err = e.start(&k, &e.env.Counters.TCP, func(p *flow.Port) {
+			e.began.fromHost(&k, peer, fd)
+			tcp.ServeAccepted(e.env, p, fd, peer)
+		})
 	}
 	if err != nil {
 		e.refused(&k, err)
@@ -60,7 +63,10 @@ func (e *Engine) AcceptUDP(fd int, k flow.Key, first [][]byte) {
 		for i, d := range first {
 			kept[i] = bytes.Clone(d)
 		}
-		_, err = e.start(&k, &e.env.Counters.UDP, func(p *flow.Port) { udp.ServeAccepted(e.env, p, fd, peer, kept) })
+		_, err = e.start(&k, &e.env.Counters.UDP, func(p *flow.Port) {
+			e.began.fromHost(&k, peer, fd)
+			udp.ServeAccepted(e.env, p, fd, peer, kept)
+		})
 	}
 	if err != nil {
 		e.refused(&k, err)

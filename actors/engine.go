@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"runtime/debug"
@@ -64,6 +65,7 @@ type Engine struct {
 	services chan flow.Run
 	full     atomic.Bool // the table is full, and that was logged
 	seen     seen
+	began    announcer
 
 	mu    sync.Mutex // between a flow's beginning and the engine's end
 	ended bool       // no more flows
@@ -93,6 +95,7 @@ func New(cfg Config) *Engine {
 		services: make(chan flow.Run, serviceMailbox),
 		seen:     seen{guest: cfg.Guest, assigned6: cfg.Rules.Assigned6, frozen4: cfg.Frozen4, frozen6: cfg.Frozen6},
 	}
+	e.began.log = cfg.Log
 	e.env.SetGuestMAC(cfg.GuestMAC)
 	return e
 }
@@ -226,13 +229,14 @@ type reader struct {
 	last *flow.Port
 
 	src4, src6 frame.Addr // sources of the last packets
+	macTold    time.Time  // when a new MAC address was last logged
 }
 
 // sort adds the frame b, parsed as pkt, to the run it belongs to.
 func (r *reader) sort(slab *flow.Slab, b []byte, pkt *frame.Packet) {
 	e := r.e
-	if e.env.SetGuestMAC(frame.MAC(b[frame.VnetLen+6:])) {
-		e.cfg.Log.Debug("New guest MAC address observed")
+	if mac := frame.MAC(b[frame.VnetLen+6:]); e.env.SetGuestMAC(mac) {
+		r.tellMAC(mac)
 	}
 	port := r.find(b, pkt)
 	if port == drop {
@@ -249,6 +253,14 @@ func (r *reader) sort(slab *flow.Slab, b []byte, pkt *frame.Packet) {
 
 // drop stands for a frame that goes nowhere.
 var drop = flow.NewPort(flow.Key{})
+
+// tellMAC logs the guest's new address, unless it changes with each frame.
+func (r *reader) tellMAC(m frame.MAC) {
+	if now := time.Now(); now.Sub(r.macTold) > time.Second {
+		r.macTold = now
+		r.e.cfg.Log.Info("New guest MAC address observed: " + net.HardwareAddr(m[:]).String())
+	}
+}
 
 // find returns the port the frame is for, making a flow if the frame opens one; nil for the
 // services, drop if there is none.
@@ -353,6 +365,7 @@ func (e *Engine) create(k *flow.Key, b []byte, pkt *frame.Packet) *flow.Port {
 	case err != nil:
 		return drop
 	}
+	e.began.fromGuest(k, host)
 	return p
 }
 

@@ -63,6 +63,17 @@ func Peer(fd int) (addr netip.AddrPort, ok bool) {
 	return AddrPort(&sa)
 }
 
+// Local returns what fd is bound to, like Peer.
+func Local(fd int) (addr netip.AddrPort, ok bool) {
+	var sa unix.RawSockaddrInet6
+	n := uint32(unix.SizeofSockaddrInet6)
+	_, _, e := unix.RawSyscall(unix.SYS_GETSOCKNAME, uintptr(fd), uintptr(unsafe.Pointer(&sa)), uintptr(unsafe.Pointer(&n)))
+	if e != 0 {
+		return addr, false
+	}
+	return AddrPort(&sa)
+}
+
 // AddrPort returns the address in sa, which is of either family, without its scope.
 func AddrPort(sa *unix.RawSockaddrInet6) (addr netip.AddrPort, ok bool) {
 	port := binary.BigEndian.Uint16((*[2]byte)(unsafe.Pointer(&sa.Port))[:])
