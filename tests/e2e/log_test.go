@@ -272,3 +272,84 @@ NDP/DHCPv6:
 		})
 	}
 }
+
+// The log stays between half of its limit and the limit while the program is at work, and its lines
+// in order; on a file system that takes blocks out of files, and on one that does not.
+func TestLogRotatesUnderLoad(t *testing.T) {
+	t.Parallel()
+	const size = 40960
+	disk, err := os.MkdirTemp("", "fusilli-log")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(disk) })
+	if err := os.Chmod(disk, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range []string{scratch(t), disk} {
+		t.Run(filepath.Dir(dir), func(t *testing.T) {
+			path := filepath.Join(dir, "log")
+			c := connect(t, newBed(t, defaultBed), "-d", "-l", path, "--log-size", strconv.Itoa(size))
+			l, err := c.Far.Listen("tcp", net.JoinHostPort(bed.FarAddr6, "0"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer l.Close()
+			go func() {
+				for {
+					conn, err := l.Accept()
+					if err != nil {
+						return
+					}
+					conn.Close()
+				}
+			}()
+			full, rotated := false, false
+			check := func() {
+				st, err := os.Stat(path)
+				if err != nil {
+					t.Fatal(err)
+				}
+				full = full || st.Size() > size/2
+				if st.Size() >= size || full && st.Size() <= size/2 {
+					t.Fatalf("%d bytes", st.Size())
+				}
+			}
+			for range sizedCount(1500) {
+				conn, err := c.target.Dial(patience(t, limit), "tcp", l.Addr().String())
+				if err != nil {
+					t.Fatal(err)
+				}
+				conn.Close()
+				check()
+			}
+			if status := c.proc.Stop(limit); status != 0 {
+				t.Errorf("status %d", status)
+			}
+			check()
+			lines := strings.Split(strings.TrimSuffix(text(t, path), "\n"), "\n")
+			rotated = strings.Contains(lines[0], " - log truncated at ")
+			if !rotated || !strings.HasPrefix(lines[0], "pasta ") {
+				t.Errorf("first line %q", lines[0])
+			}
+			last, flows := 0.0, 0
+			for _, line := range lines[1:] {
+				stamp, _, _ := strings.Cut(line, ":")
+				s, err := strconv.ParseFloat(stamp, 64)
+				if err != nil || s < last {
+					t.Fatalf("line %q after %f", line, last)
+				}
+				last = s
+				if strings.Contains(line, " (TCP connection): TAP [") {
+					flows++
+				}
+			}
+			if flows < 50 {
+				t.Errorf("%d flows in %d lines", flows, len(lines))
+			}
+			if got := lines[len(lines)-1]; !strings.Contains(got, "Counters at the end") {
+				t.Errorf("last line %q", got)
+			}
+		})
+	}
+}
