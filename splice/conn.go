@@ -37,7 +37,7 @@ func (s *Splicer) serve(w *watch, fd int, to Side, dst netip.AddrPort) {
 
 // open begins to connect. It reports whether that is under way.
 func (c *conn) open(to Side) bool {
-	fd, err := c.s.socket(to, c.dst.Addr().Is4())
+	fd, err := c.s.tcp(to, c.dst.Addr().Is4())
 	if err != nil {
 		c.s.troubled("Unable to open socket for new connection", err)
 		return false
@@ -102,14 +102,13 @@ func (c *conn) run() bool {
 
 // note notes what the watch has seen.
 func (c *conn) note() {
-	for _, ev := range c.w.seen() {
+	for _, ev := range c.w.take() {
 		s := &c.side[ev.Fd]
 		s.readable = s.readable || ev.Events&^unix.EPOLLOUT != 0
 		s.writable = s.writable || ev.Events&unix.EPOLLOUT != 0
 		s.hup = s.hup || ev.Events&(unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR) != 0
 		s.failed = s.failed || ev.Events&unix.EPOLLERR != 0
 	}
-	c.w.n = 0
 }
 
 // turn moves what can be moved now, but no more than a turn. It returns whether there is more, and
@@ -132,20 +131,13 @@ func (c *conn) turn() (more bool, e unix.Errno) {
 // await sleeps until something happens. In the rhythm of requests and answers it looks for the next
 // one first.
 func (c *conn) await() {
-	r := &c.s.rhythm
-	for r.Of(c.w) && r.Hot() {
-		if c.w.look() {
-			return
-		}
-		r.Yield()
-	}
-	if r.Of(c.w) {
-		r.Cool()
+	if c.s.spin(c.w) {
+		return
 	}
 	for i := range c.flow {
 		c.flow[i].rest(&c.s.pipes)
 	}
-	c.w.wait(0)
+	c.w.wait()
 }
 
 // finish passes on what was sent before the connection failed with e, or with an error that a socket

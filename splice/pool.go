@@ -5,17 +5,15 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
-
-	"fusilli/actors/sock"
 )
 
 // poolSize is the number of sockets kept ready for each family on each side.
 const poolSize = 32
 
-// pool keeps TCP sockets of one side and family that are connected to nobody yet, so that a new
-// connection need not wait for the thread that can open them.
+// pool keeps sockets of one side, kind and family that are connected to nobody yet, so that a new
+// flow need not wait for the thread that can open them.
 type pool struct {
-	v4     bool
+	open   func() (int, error)
 	inside func(func() error) error // runs a function where sockets are to be opened
 
 	low chan struct{} // has room for one: a wish to be filled
@@ -24,11 +22,11 @@ type pool struct {
 	spare []int
 }
 
-func newPool(v4 bool, inside func(func() error) error) *pool {
-	return &pool{v4: v4, inside: inside, low: make(chan struct{}, 1)}
+func newPool(open func() (int, error), inside func(func() error) error) *pool {
+	return &pool{open: open, inside: inside, low: make(chan struct{}, 1)}
 }
 
-// get returns a socket. Errors are those of socket(2), and of Config.InNamespace.
+// get returns a socket. Errors are those of socket(2), setsockopt(2), and of Config.InNamespace.
 func (p *pool) get() (int, error) {
 	p.mu.Lock()
 	n := len(p.spare)
@@ -49,7 +47,7 @@ func (p *pool) get() (int, error) {
 		return fd, nil
 	}
 	err := p.inside(func() (err error) {
-		fd, err = sock.Stream(p.v4)
+		fd, err = p.open()
 		return err
 	})
 	return fd, err
@@ -76,7 +74,7 @@ func (p *pool) fill() {
 	fresh := make([]int, 0, poolSize)
 	p.inside(func() error {
 		for range missing {
-			fd, err := sock.Stream(p.v4)
+			fd, err := p.open()
 			if err != nil {
 				return err
 			}

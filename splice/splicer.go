@@ -62,7 +62,8 @@ type Splicer struct {
 	counters Counters
 	rhythm   flow.Rhythm[watch]
 	pipes    pipes
-	pools    [2][2]*pool // by side; IPv6 and IPv4
+	streams  [2][2]*pool // TCP sockets by side; IPv6 and IPv4
+	packets  [2][2]*pool // UDP sockets likewise
 
 	warned  atomic.Int64 // when trouble was last warned of
 	stopped atomic.Bool
@@ -82,9 +83,11 @@ func New(cfg Config) *Splicer {
 	s := &Splicer{cfg: cfg, live: make(map[*watch]struct{})}
 	s.pipes.size = pipeCapacity()
 	here := func(f func() error) error { return f() }
-	for i := range 2 {
-		s.pools[Host][i] = newPool(i == 1, here)
-		s.pools[Namespace][i] = newPool(i == 1, cfg.InNamespace)
+	for side, inside := range []func(func() error) error{Host: here, Namespace: cfg.InNamespace} {
+		for i, v4 := range []bool{false, true} {
+			s.streams[side][i] = newPool(func() (int, error) { return sock.Stream(v4) }, inside)
+			s.packets[side][i] = newPool(func() (int, error) { return sock.Packet(v4) }, inside)
+		}
 	}
 	return s
 }
@@ -96,9 +99,10 @@ func (s *Splicer) Counters() *Counters { return &s.counters }
 // come later are closed at once. It returns nil.
 func (s *Splicer) Run(ctx context.Context) error {
 	var parts sync.WaitGroup
-	for _, side := range s.pools {
-		for _, p := range side {
-			parts.Go(func() { p.run(ctx) })
+	for side := range s.streams {
+		for i := range s.streams[side] {
+			parts.Go(func() { s.streams[side][i].run(ctx) })
+			parts.Go(func() { s.packets[side][i].run(ctx) })
 		}
 	}
 	<-ctx.Done()
@@ -207,12 +211,34 @@ func (s *Splicer) leave(w *watch) {
 	s.flows.Done()
 }
 
-// socket returns an unconnected TCP socket on side to.
-func (s *Splicer) socket(to Side, v4 bool) (int, error) {
+// tcp returns an unconnected TCP socket on side to.
+func (s *Splicer) tcp(to Side, v4 bool) (int, error) { return pick(&s.streams[to], v4).get() }
+
+// udp returns an unconnected UDP socket on side to.
+func (s *Splicer) udp(to Side, v4 bool) (int, error) { return pick(&s.packets[to], v4).get() }
+
+func pick(p *[2]*pool, v4 bool) *pool {
 	if v4 {
-		return s.pools[to][1].get()
+		return p[1]
 	}
-	return s.pools[to][0].get()
+	return p[0]
+}
+
+// spin looks for the next message of w's flow for as long as that is worth while, and reports whether
+// there is something.
+func (s *Splicer) spin(w *watch) bool {
+	r := &s.rhythm
+	if !r.Of(w) {
+		return false
+	}
+	for r.Hot() {
+		if w.look() {
+			return true
+		}
+		r.Yield()
+	}
+	r.Cool()
+	return false
 }
 
 // troubled logs why there is no flow. Others' refusals are none of our business, but the lack of

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"fusilli/actors/flow"
 )
 
 // past is a deadline that has passed whenever it is set.
@@ -24,9 +26,10 @@ type watch struct {
 	raw  syscall.RawConn
 	step func(uintptr) bool
 
-	got   [2]unix.EpollEvent
-	n     int  // events in got
-	dirty bool // a deadline is set
+	got [2]unix.EpollEvent
+	n   int // events in got
+
+	alarm flow.Time // when the read deadline is; 0 if there is none
 }
 
 // newWatch returns a watch of nothing. Errors are those of epoll_create1(2).
@@ -57,7 +60,7 @@ func (w *watch) add(i, fd int) error {
 	return os.NewSyscallError("epoll_ctl", unix.EpollCtl(w.ep, unix.EPOLL_CTL_ADD, fd, &ev))
 }
 
-// look reports whether something has happened, without waiting. What it was is in seen.
+// look reports whether something has happened, without waiting. What it was is for take to say.
 func (w *watch) look() bool {
 	n, e := events(w.ep, w.got[:])
 	if e != 0 {
@@ -67,26 +70,39 @@ func (w *watch) look() bool {
 	return n > 0
 }
 
-// seen returns what the last look, or wait, has found.
-func (w *watch) seen() []unix.EpollEvent { return w.got[:w.n] }
-
-// wait sleeps until something happens, somebody rings, or limit has passed, if that is not 0. It
-// reports false only for the limit.
-func (w *watch) wait(limit time.Duration) bool {
-	if limit > 0 {
-		w.file.SetReadDeadline(time.Now().Add(limit))
-		w.dirty = true
-	}
+// take returns, once, what the last look or wait has found.
+func (w *watch) take() []unix.EpollEvent {
+	got := w.got[:w.n]
 	w.n = 0
-	err := w.raw.Read(w.step)
-	return !errors.Is(err, os.ErrDeadlineExceeded)
+	return got
+}
+
+// wait sleeps until something happens or somebody rings.
+func (w *watch) wait() error { return w.raw.Read(w.step) }
+
+// waitUntil is wait, but sleeps until t at the latest, or a time that was given before and is sooner: to
+// move the end of a wait further away, again and again, costs nothing. It returns false if the time is
+// over; t need not have come then. It does not sleep when stopping says so.
+func (w *watch) waitUntil(t flow.Time, stopping func() bool) bool {
+	if w.alarm == 0 || t < w.alarm {
+		w.alarm = t
+		w.file.SetReadDeadline(time.Now().Add(time.Duration(t - flow.Now())))
+		if stopping() {
+			return true // the ring may have come before the deadline
+		}
+	}
+	if err := w.wait(); errors.Is(err, os.ErrDeadlineExceeded) {
+		w.alarm = 0
+		return false
+	}
+	return true
 }
 
 // idle makes the watch ready for its next holder. Its sockets are closed.
 func (w *watch) idle() {
-	if w.dirty {
+	if w.alarm != 0 {
 		w.file.SetReadDeadline(time.Time{})
-		w.dirty = false
+		w.alarm = 0
 	}
 }
 

@@ -18,25 +18,12 @@ const (
 	maxRuns   = 32  // runs that wait for it
 )
 
-// mmsghdr is struct mmsghdr of recvmmsg(2) and sendmmsg(2).
-type mmsghdr struct {
-	hdr unix.Msghdr
-	len uint32
-}
-
-// segmentControl is the control message that tells the kernel the size of a row's datagrams.
-type segmentControl struct {
-	hdr  unix.Cmsghdr
-	size uint16
-	_    [6]byte
-}
-
 // outgoing gathers datagrams from the guest until they are sent: rows, each a message of its own,
 // in pieces that lie in the frames they came in. It belongs to one actor from fromGuest's beginning
 // to its end.
 type outgoing struct {
-	msgs    [maxRows]mmsghdr
-	control [maxRows]segmentControl
+	msgs    [maxRows]sock.Message
+	control [maxRows]sock.RowControl
 	rows    [maxRows]row
 	n       int // rows
 
@@ -56,15 +43,7 @@ type row struct {
 	closed bool // the last one is shorter
 }
 
-var outgoings = sync.Pool{New: func() any {
-	o := new(outgoing)
-	for i := range o.control {
-		h := &o.control[i].hdr
-		h.Level, h.Type = unix.SOL_UDP, unix.UDP_SEGMENT
-		h.SetLen(unix.CmsgLen(2))
-	}
-	return o
-}}
+var outgoings = sync.Pool{New: func() any { return new(outgoing) }}
 
 // fromGuest sends what lies in the mailbox, or as much of it as fits one batch.
 func (c *conn) fromGuest() {
@@ -204,7 +183,7 @@ func (c *conn) flush(o *outgoing) {
 			retried, c.sendError = true, true
 		default:
 			retried = false
-			if o.rows[i].count > 1 && refusesRows(e) {
+			if o.rows[i].count > 1 && sock.RefusesRows(e) {
 				c.oneByOne(o, i, e)
 			} else {
 				c.env.Log.Debug("send", zap.Stringer("host", c.host), zap.Int("bytes", o.rows[i].bytes), zap.Error(e))
@@ -222,15 +201,13 @@ func (o *outgoing) prepare(i int) {
 	if i+1 < o.n {
 		end = o.rows[i+1].first
 	}
-	h := &o.msgs[i].hdr
+	h := &o.msgs[i].Hdr
 	h.Iov = &o.iov[r.first]
 	h.SetIovlen(end - r.first)
 	h.Control = nil
 	h.SetControllen(0)
 	if r.count > 1 {
-		o.control[i].size = uint16(r.size)
-		h.Control = (*byte)(unsafe.Pointer(&o.control[i]))
-		h.SetControllen(unix.CmsgSpace(2))
+		o.control[i].Attach(h, r.size)
 	}
 }
 
@@ -239,31 +216,19 @@ func (o *outgoing) send(fd, i int) (int, unix.Errno) {
 	m := &o.msgs[i]
 	switch {
 	case i+1 < o.n:
-		for {
-			n, _, e := unix.RawSyscall6(unix.SYS_SENDMMSG, uintptr(fd), uintptr(unsafe.Pointer(m)), uintptr(o.n-i),
-				unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, 0, 0)
-			if e != unix.EINTR {
-				return int(n), e
-			}
-		}
-	case m.hdr.Control == nil && m.hdr.Iovlen == 1:
-		v := m.hdr.Iov
+		return sock.SendBatch(fd, o.msgs[i:o.n])
+	case m.Hdr.Control == nil && m.Hdr.Iovlen == 1:
+		v := m.Hdr.Iov
 		return 1, sock.Send(fd, unsafe.Slice(v.Base, v.Len))
 	default:
 		for {
-			_, _, e := unix.RawSyscall(unix.SYS_SENDMSG, uintptr(fd), uintptr(unsafe.Pointer(&m.hdr)),
+			_, _, e := unix.RawSyscall(unix.SYS_SENDMSG, uintptr(fd), uintptr(unsafe.Pointer(&m.Hdr)),
 				unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
 			if e != unix.EINTR {
 				return 1, e
 			}
 		}
 	}
-}
-
-// refusesRows reports whether e may mean that the kernel does not segment this row: datagrams above
-// the path's MTU (EINVAL, EMSGSIZE), no checksum offload (EIO), a kernel before 4.18 or IPsec.
-func refusesRows(e unix.Errno) bool {
-	return e == unix.EINVAL || e == unix.EMSGSIZE || e == unix.EIO || e == unix.EOPNOTSUPP
 }
 
 // oneByOne sends row i, which the kernel refused with e to segment, as single datagrams.

@@ -1,7 +1,6 @@
 package udp
 
 import (
-	"encoding/binary"
 	"net/netip"
 	"sync"
 	"unsafe"
@@ -20,8 +19,6 @@ const (
 	// minGuess is the size of the shortest datagrams that are guessed: a shorter one would be padded
 	// beyond its place.
 	minGuess = 64
-
-	groControl = 24 // bytes for the control message UDP_GRO, an int
 )
 
 // incoming is where datagrams from the host are received: maxBatch messages, each with a buffer of
@@ -31,8 +28,8 @@ const (
 // one before to area, and only what is longer goes on in the message's buffer. The memory behind
 // the buffers is real only where it was used, which for all but the first is never with most flows.
 type incoming struct {
-	msgs    [maxBatch]mmsghdr
-	control [maxBatch][groControl]byte
+	msgs    [maxBatch]sock.Message
+	control [maxBatch]sock.RowControl
 	iov     [maxBatch][2]unix.Iovec
 	names   [freshBatch]unix.RawSockaddrInet6
 
@@ -64,7 +61,7 @@ func (in *incoming) setUp(guess int, named bool) {
 	}
 	in.ready, in.guess, in.named = true, guess, named
 	for i := range in.batch() {
-		h := &in.msgs[i].hdr
+		h := &in.msgs[i].Hdr
 		v := &in.iov[i]
 		own := in.own[i][flow.Headroom+guess:]
 		if guess > 0 {
@@ -80,7 +77,7 @@ func (in *incoming) setUp(guess int, named bool) {
 		}
 		h.Iov = &v[0]
 		h.Control = &in.control[i][0]
-		h.SetControllen(groControl)
+		h.SetControllen(len(in.control[i]))
 		h.Name, h.Namelen = nil, 0
 		if named {
 			h.Name, h.Namelen = (*byte)(unsafe.Pointer(&in.names[i])), unix.SizeofSockaddrInet6
@@ -102,29 +99,23 @@ func (in *incoming) batch() int {
 
 // receive takes what waits at fd, without waiting, and returns the number of messages.
 func (in *incoming) receive(fd int) (int, unix.Errno) {
-	for {
-		n, _, e := unix.RawSyscall6(unix.SYS_RECVMMSG, uintptr(fd), uintptr(unsafe.Pointer(&in.msgs[0])),
-			uintptr(in.batch()), unix.MSG_DONTWAIT, 0, 0)
-		if e != unix.EINTR {
-			return int(n), e
-		}
-	}
+	return sock.ReceiveBatch(fd, in.msgs[:in.batch()])
 }
 
 // take returns message i: a slice whose payload begins at flow.Headroom, whether it lies in area,
 // and the size of the datagrams in it. It makes the message ready for another receive.
 func (in *incoming) take(i int) (b []byte, inArea bool, size int) {
 	m := &in.msgs[i]
-	n := int(m.len)
+	n := int(m.Len)
 	size = n
-	if m.hdr.Controllen != 0 {
-		if s := groSize(&in.control[i], int(m.hdr.Controllen)); s > 0 {
+	if m.Hdr.Controllen != 0 {
+		if s := in.control[i].Size(int(m.Hdr.Controllen)); s > 0 {
 			size = min(s, n)
 		}
 	}
-	m.hdr.SetControllen(groControl)
+	m.Hdr.SetControllen(len(in.control[i]))
 	if in.named {
-		m.hdr.Namelen = unix.SizeofSockaddrInet6
+		m.Hdr.Namelen = unix.SizeofSockaddrInet6
 	}
 	switch {
 	case in.guess == 0:
@@ -137,15 +128,6 @@ func (in *incoming) take(i int) (b []byte, inArea bool, size int) {
 		copy(in.own[i][flow.Headroom:], in.area[at:at+in.guess])
 		return in.own[i][:flow.Headroom+n], false, size
 	}
-}
-
-// groSize returns the size of the datagrams in a row the kernel has made, 0 if there is none.
-func groSize(b *[groControl]byte, n int) int {
-	h := (*unix.Cmsghdr)(unsafe.Pointer(b))
-	if n < unix.CmsgLen(4) || h.Level != unix.SOL_UDP || h.Type != unix.UDP_GRO {
-		return 0
-	}
-	return int(int32(binary.NativeEndian.Uint32(b[unix.CmsgLen(0):])))
 }
 
 // from reports whether message i was sent by addr.
