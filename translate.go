@@ -175,6 +175,7 @@ func engineConfig(cfg *config.Config, host *autodetect.Host, dns *autodetect.DNS
 		Frozen4:    cfg.IPv4.Address.IsValid() && cfg.IPv4.Address == host.V4.Address,
 		Frozen6:    cfg.IPv6.Address.IsValid() && cfg.IPv6.Address == host.V6.Address,
 		SYNRetries: synRetries(&kernel), SYNLinear: uint8(min(kernel.TCPSynLinearTimeouts, maxSYNRetries)),
+		RTOMax:     kernel.TCPRTOMax,
 		UDPTimeout: kernel.UDPTimeout, UDPStreamTimeout: kernel.UDPStreamTimeout,
 		PeekOff4: v4 && sock.PeekOffset(unix.AF_INET), PeekOff6: v6 && sock.PeekOffset(unix.AF_INET6),
 	}

@@ -52,6 +52,7 @@ type Config struct {
 	MaxFlows                     int // 0: flow.MaxFlows
 	UDPTimeout, UDPStreamTimeout time.Duration
 	SYNRetries, SYNLinear        uint8 // see flow.Env; SYNRetries 0: 7 and 4
+	RTOMax                       time.Duration
 	PeekOff4, PeekOff6           bool
 }
 
@@ -89,7 +90,7 @@ func New(cfg Config) *Engine {
 		env: &flow.Env{
 			Link: cfg.Link, Log: cfg.Log, OurMAC: cfg.OurMAC, MTU: cfg.MTU,
 			PeekOff4: cfg.PeekOff4, PeekOff6: cfg.PeekOff6,
-			SYNRetries: cfg.SYNRetries, SYNLinear: cfg.SYNLinear,
+			SYNRetries: cfg.SYNRetries, SYNLinear: cfg.SYNLinear, RTOMax: cfg.RTOMax,
 			UDPTimeout: cfg.UDPTimeout, UDPStreamTimeout: cfg.UDPStreamTimeout,
 		},
 		services: make(chan flow.Run, serviceMailbox),
@@ -97,6 +98,7 @@ func New(cfg Config) *Engine {
 	}
 	e.began.log = cfg.Log
 	e.env.SetGuestMAC(cfg.GuestMAC)
+	e.env.Present = e.present
 	return e
 }
 

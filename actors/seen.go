@@ -66,3 +66,9 @@ func (e *Engine) Rules() rules.Rules {
 	r.Assigned6 = e.seen.assigned6
 	return r
 }
+
+// present is Env.Present.
+func (e *Engine) present(a netip.Addr) (netip.Addr, bool) {
+	r := e.Rules()
+	return r.In(a, e.Guest())
+}

@@ -1,6 +1,7 @@
 package flow
 
 import (
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -30,9 +31,15 @@ type Env struct {
 	// Peek offset (SO_PEEK_OFF, socket(7)) works on TCP sockets of that family: Linux 6.9.
 	PeekOff4, PeekOff6 bool
 
+	// Present returns the address by which the guest knows an address of the host's network, and
+	// whether it knows it at all; nil: all are known as they are. It may be called by anyone.
+	Present func(netip.Addr) (netip.Addr, bool)
+
 	// SYNRetries is how often the SYN of a connection that the host asks for is repeated, and
 	// SYNLinear how many of those come a second apart, before the time between them doubles.
 	SYNRetries, SYNLinear uint8
+
+	RTOMax time.Duration // longest time between two retransmissions; 0: 120 s
 
 	UDPTimeout, UDPStreamTimeout time.Duration // idle time after which a UDP flow ends
 

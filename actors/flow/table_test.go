@@ -48,6 +48,9 @@ func TestTableModel(t *testing.T) {
 			if got := tab.Lookup(&k); got != p {
 				t.Fatalf("Lookup(%v) = %v, want %v", k, got, p)
 			}
+			if p != nil && !errors.Is(tab.Insert(NewPort(k)), ErrExists) {
+				t.Fatal("a flow is there twice")
+			}
 			switch {
 			case p != nil:
 				tab.Remove(p)

@@ -20,16 +20,23 @@ func TestSegmentsAllocateNothing(t *testing.T) {
 	const segments, allowed = 10000, 100
 	forFamilies(t, func(t *testing.T, fam family) {
 		for _, tt := range []struct {
-			name  string
-			round func(*steady)
+			name     string
+			accepted bool
+			round    func(*steady)
 		}{
-			{"from the guest", (*steady).fromGuest},
-			{"from the host", (*steady).fromHost},
-			{"request and response", func(s *steady) { s.fromGuest(); s.fromHost() }},
+			{"from the guest", false, (*steady).fromGuest},
+			{"from the host", false, (*steady).fromHost},
+			{"request and response", false, func(s *steady) { s.fromGuest(); s.fromHost() }},
+			{"response and request, the host has asked", true, func(s *steady) { s.fromHost(); s.fromGuest() }},
 		} {
 			t.Run(tt.name, func(t *testing.T) {
 				b := newBed(t, fam)
-				b.establish(b.serve)
+				if tt.accepted {
+					b = newAccepted(t, fam)
+					b.establishAccepted(b.serveAccepted)
+				} else {
+					b.establish(b.serve)
+				}
 				s := newSteady(b)
 				for range 100 {
 					tt.round(s)

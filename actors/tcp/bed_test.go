@@ -61,6 +61,7 @@ type bed struct {
 	link   *tapio.End // the guest's end
 	listen *net.TCPListener
 	host   *net.TCPConn // the peer, once accepted
+	fd     int          // the accepted socket, see newAccepted
 	c      *conn        // for tests that play the actor too
 	done   chan struct{}
 

@@ -355,18 +355,22 @@ func (c *conn) timeout(now flow.Time) {
 		c.rtoAt = 0
 		return
 	}
-	most := uint8(maxRetries)
+	retries := uint8(maxRetries)
 	if c.state == synSent {
-		most = c.env.SYNRetries
+		retries = c.env.SYNRetries
 	}
 	c.retries++
-	if c.retries > most {
+	if c.retries > retries {
 		c.env.Log.Debug("guest does not answer", zap.Stringer("host", c.host))
 		c.abort(true)
 		return
 	}
 	if c.state != synSent || c.retries > c.env.SYNLinear {
-		c.rto = min(c.rto*2, rtoMax)
+		most := rtoMax
+		if c.env.RTOMax != 0 {
+			most = flow.Time(c.env.RTOMax)
+		}
+		c.rto = min(c.rto*2, most)
 	}
 	c.rtoAt = now + c.rto
 	switch {

@@ -1,5 +1,5 @@
-// Package tcp carries the guest's TCP connections: each is one actor between segments on the
-// guest's link and a stream socket of the host.
+// Package tcp carries TCP connections between the guest and the host's network, whichever side asks
+// for them: each is one actor between segments on the guest's link and a stream socket of the host.
 //
 // # Theory of operation
 //
@@ -27,6 +27,10 @@
 //
 //	connecting   the host's socket connects; the guest repeats its SYN, which is ignored
 //	synReceived  SYN,ACK sent, repeated on a timer; the guest's ACK establishes
+//	synSent      a peer on the host's side has asked: its socket is accepted, SYN sent to the guest and
+//	             repeated on a timer, always the same; the guest's SYN,ACK establishes and is
+//	             acknowledged before any data. What the peer sends meanwhile stays in its socket. The
+//	             guest's RST resets the peer, a peer that goes away resets the guest.
 //	established  data both ways; each direction ends by itself (guestFIN, finSent)
 //
 // An actor ends when both directions have ended and both FINs are acknowledged, on a reset from
@@ -36,8 +40,10 @@
 //
 // All are deadlines of one alarm that is moved lazily: a later deadline costs nothing.
 //
-//	retransmission  unacknowledged data, FIN or SYN,ACK at the guest: 400 ms (1 s for SYN,ACK),
-//	                doubled each time up to 120 s, reset after 7
+//	retransmission  unacknowledged data, FIN or SYN,ACK to the guest: 400 ms (1 s for SYN,ACK),
+//	                doubled each time up to the host's tcp_rto_max_ms (120 s), reset after 7
+//	SYN             1 s for as many times as the host's tcp_syn_linear_timeouts says (4), then doubled;
+//	                reset, both ways, after tcp_syn_retries more, 7 at most in all
 //	window probe    the guest's window is closed: as retransmission, but never gives up while the
 //	                guest answers
 //	keep-alive      30 s without a segment from the guest: a probe; a guest that forgot the

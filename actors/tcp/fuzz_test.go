@@ -28,7 +28,8 @@ const (
 // FuzzSegments has a guest send any segments on an established connection. The guest's stream is the
 // same bytes at each place whatever segment carries them, so that whatever arrives out of order, twice
 // or not at all is seen by the peer; it must get the stream up to an end that the guest has sent, and
-// nothing else. The other direction is checked in the same way.
+// nothing else. The other direction is checked in the same way. One byte behind the operations has the
+// host ask for the connection.
 func FuzzSegments(f *testing.F) {
 	for _, ops := range [][]byte{
 		nil,
@@ -43,11 +44,13 @@ func FuzzSegments(f *testing.F) {
 		{opAck, 128, 0, 0, opAck, 128, 0, 0, opAck, 128, 0, 0, opAck, 128, 0, 0, opRun, 0, 0, 0, opHost, 255, 0, 0},
 		{opHost, 255, 0, 0, opAck, 127, 16, 0, opAck, 127, 16, 0, opAck, 127, 16, 0, opAck, 127, 16, 0, opRun, 0, 0, 0},
 		{opEnd, 0, 0, 0, opFlags, frame.FIN | frame.ACK, 0, 0, opRun, 0, 0, 0, opAck, 129, 0, 0, opRun, 0, 0, 0},
+		{1},
+		{opHost, 200, 0, 0, opEnd, 0, 0, 0, opData, 0, 10, 0, opRun, 0, 0, 0, opFlags, frame.FIN | frame.ACK, 0, 0, opRun, 0, 0, 0, 1},
 	} {
 		f.Add(ops)
 	}
 	f.Fuzz(func(t *testing.T, ops []byte) {
-		g := newFuzzGuest(t)
+		g := newFuzzGuest(t, len(ops)%4 == 1)
 		for len(ops) >= 4 && g.ops < 64 {
 			g.do(ops[0]%numOps, ops[1], ops[2], ops[3])
 			ops = ops[4:]
@@ -79,9 +82,15 @@ type fuzzGuest struct {
 	err   error
 }
 
-func newFuzzGuest(t *testing.T) *fuzzGuest {
-	g := &fuzzGuest{bed: newBed(t, families[0]), ends: map[int]bool{}, peerDone: make(chan struct{})}
-	g.establish(g.serve)
+func newFuzzGuest(t *testing.T, accepted bool) *fuzzGuest {
+	g := &fuzzGuest{ends: map[int]bool{}, peerDone: make(chan struct{})}
+	if accepted {
+		g.bed = newAccepted(t, families[0])
+		g.establishAccepted(g.serveAccepted)
+	} else {
+		g.bed = newBed(t, families[0])
+		g.establish(g.serve)
+	}
 	g.peer.Go(func() {
 		defer close(g.peerDone)
 		g.got, g.peerErr = io.ReadAll(g.host)

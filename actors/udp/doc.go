@@ -1,5 +1,5 @@
-// Package udp carries the guest's UDP flows: each is one actor between datagrams on the guest's link
-// and a connected datagram socket of the host.
+// Package udp carries UDP flows between the guest and the host's network, whichever side begins: each
+// is one actor between datagrams on the guest's link and a connected datagram socket of the host.
 //
 // # Theory of operation
 //
@@ -7,6 +7,10 @@
 // own, bound to the guest's port number and connected to the remote end, so that nobody but the
 // peer that was spoken to can answer. Nothing is kept: a datagram goes on in the moment it comes, or
 // it is lost, as on any network.
+//
+// A flow that a peer on the host's side begins comes with such a socket, bound to the address and port
+// the peer has spoken to, and with the datagrams that were received before there was one: the guest
+// gets these first.
 //
 // From the guest: the mailbox is emptied, datagrams of one size that follow each other are gathered
 // where they lie, and each such row leaves in one call (UDP_SEGMENT, udp(7)); different rows leave
@@ -28,7 +32,8 @@
 // # Lifetime
 //
 // A flow ends after UDPTimeout without a datagram in either direction, or after UDPStreamTimeout if
-// it is more than a question and an answer: the peer has sent, and one side has sent more than once.
+// it is more than a question and an answer: who was spoken to has sent, and one side has sent more
+// than once.
 // The alarm is moved lazily, so that traffic costs no timer calls.
 //
 // # Limits

@@ -136,6 +136,12 @@ func (c *conn) present(a netip.Addr) (frame.Addr, bool) {
 	if a == c.host.Addr().WithZone("") {
 		return k.Remote, true
 	}
+	if a.IsValid() && c.env.Present != nil {
+		var ok bool
+		if a, ok = c.env.Present(a); !ok {
+			return frame.Addr{}, false
+		}
+	}
 	f := frame.AddrOf(a)
 	if !a.IsValid() || a.Is4() == k.V6() || a.IsLoopback() || a.IsUnspecified() || f == k.Guest {
 		return f, false

@@ -644,14 +644,23 @@ type nullLink struct{ tapio.Link }
 func (nullLink) Write([]byte) error { return nil }
 
 func TestPresent(t *testing.T) {
-	c := &conn{host: netip.MustParseAddrPort("198.51.100.7:53")}
+	hidden, alias := netip.MustParseAddr("203.0.113.7"), netip.MustParseAddr("192.0.2.1")
+	c := &conn{host: netip.MustParseAddrPort("198.51.100.7:53"), env: &flow.Env{}}
+	c.env.Present = func(a netip.Addr) (netip.Addr, bool) {
+		if a.IsLoopback() {
+			return alias, a == netip.MustParseAddr("127.0.0.1")
+		}
+		return a, a != hidden
+	}
 	c.port = flow.NewPort(flow.Key{Guest: frame.AddrOf(families[0].guest), Remote: frame.AddrOf(families[0].remote)})
 	for _, tt := range []struct {
 		name, from, want string
 	}{
 		{"peer", "198.51.100.7", "192.0.2.9"},
 		{"router", "203.0.113.1", "203.0.113.1"},
-		{"loopback", "127.0.0.1", ""},
+		{"known by an alias", "127.0.0.1", "192.0.2.1"},
+		{"loopback", "127.0.0.2", ""},
+		{"not known", "203.0.113.7", ""},
 		{"the guest's own", "10.0.2.15", ""},
 		{"unspecified", "0.0.0.0", ""},
 		{"other family", "2001:db8::1", ""},
