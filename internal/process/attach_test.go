@@ -114,10 +114,13 @@ func TestForegroundSignals(t *testing.T) {
 			t.Run(unix.SignalName(tt.signal), func(t *testing.T) {
 				b := b.in(t)
 				p := attach(b.target().Process.Pid)
-				p.Foreground, p.PIDFile = true, b.path(fmt.Sprint("pid", i))
+				p.Foreground, p.PIDFile, p.Facts = true, b.path(fmt.Sprint("pid", i)), b.path(fmt.Sprint("facts", i))
 				c := b.program(p)
 				b.start(c)
-				pid := b.pidFile(p.PIDFile)
+				if pid := b.pidFile(p.PIDFile); pid != c.Process.Pid {
+					t.Errorf("PID file has %d, want %d", pid, c.Process.Pid)
+				}
+				pid := b.facts(p.Facts).PID
 				c.Process.Signal(tt.signal)
 				c.Wait()
 				if got := statusOf(c.ProcessState); got != tt.want {
@@ -144,10 +147,11 @@ func TestForegroundTranslatorEnds(t *testing.T) {
 			t.Run(tt.name, func(t *testing.T) {
 				b := b.in(t)
 				p := attach(b.target().Process.Pid)
-				p.Foreground, p.PIDFile = true, b.path(fmt.Sprint("pid", i))
+				p.Foreground, p.PIDFile, p.Facts = true, b.path(fmt.Sprint("pid", i)), b.path(fmt.Sprint("facts", i))
 				c := b.program(p)
 				b.start(c)
-				unix.Kill(b.pidFile(p.PIDFile), tt.signal)
+				b.pidFile(p.PIDFile)
+				unix.Kill(b.facts(p.Facts).PID, tt.signal)
 				c.Wait()
 				if got := statusOf(c.ProcessState); got != tt.want {
 					t.Errorf("status %d, want %d", got, tt.want)

@@ -40,7 +40,7 @@
 //	command form   writes its own PID to the PID file, releases the holder, relays the
 //	               command's exit status
 //	background     writes the translator's PID to the PID file, exits 0
-//	foreground     writes the translator's PID, stays until the translator ends
+//	foreground     writes its own PID, stays until the translator ends
 //
 // In background the translator has let go of the terminal, the session and the standard
 // streams before it answers, because callers wait for these streams to close.

@@ -400,7 +400,7 @@ func (l *launcher) answered(a answer) error {
 	}
 	if l.pidFile != nil {
 		pid := l.translator.process.Pid
-		if l.spec.runsCommand() {
+		if l.spec.stays() {
 			pid = os.Getpid()
 		}
 		if _, err := fmt.Fprintln(l.pidFile, pid); err != nil {

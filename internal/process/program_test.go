@@ -46,6 +46,7 @@ type plan struct {
 type facts struct {
 	NetNS, UserNS string // its own
 	Target        string // network namespace of its thread
+	PID           int
 	UID, GID      int
 	Caps          string // effective, in hexadecimal
 	Files         uint64 // soft limit
@@ -150,7 +151,7 @@ func writeFacts(path string, env *process.Env) error {
 		return err
 	}
 	f.SIGPIPE = ignored>>(uint(unix.SIGPIPE)-1)&1 == 1
-	f.UID, f.GID = os.Geteuid(), os.Getegid()
+	f.UID, f.GID, f.PID = os.Geteuid(), os.Getegid(), os.Getpid()
 	var lim unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &lim); err != nil {
 		return err
