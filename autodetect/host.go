@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strings"
 
 	"fusilli/autodetect/rtnl"
 
@@ -124,7 +125,7 @@ func Detect(o Options) (*Host, error) {
 	d := detector{conn: conn, host: &h}
 	if o.Interface != "" {
 		if d.wanted, err = d.conn.LinkByName(o.Interface); err != nil {
-			return nil, fatalText(fmt.Sprintf("Invalid interface name %s: %v", o.Interface, errno(err)))
+			return nil, fatalText(fmt.Sprintf("Invalid interface name %s: %s", o.Interface, reason(err)))
 		}
 	}
 	if h.V4, err = d.family(ipv4, o.V4); err != nil {
@@ -147,14 +148,15 @@ func ipv6Available() bool {
 	return true
 }
 
-// errno takes off err what the kernel said beyond the error number, where the text is
-// one that users know.
-func errno(err error) error {
+// reason is why err happened as the C library words it, without what the kernel said beyond
+// the error number: users and programs know these texts.
+func reason(err error) string {
 	var e unix.Errno
-	if errors.As(err, &e) {
-		return e
+	if !errors.As(err, &e) {
+		return err.Error()
 	}
-	return err
+	text := e.Error()
+	return strings.ToUpper(text[:1]) + text[1:]
 }
 
 // family is one of the two IP versions.

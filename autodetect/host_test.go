@@ -177,8 +177,8 @@ func TestDetectErrors(t *testing.T) {
 		o    Options
 		want string
 	}{
-		{"no such interface", Options{Interface: "eth77"}, "Invalid interface name eth77: no such device"},
-		{"name too long", Options{Interface: "a-name-too-long-for-it"}, "Invalid interface name a-name-too-long-for-it: no such device"},
+		{"no such interface", Options{Interface: "eth77"}, "Invalid interface name eth77: No such device"},
+		{"name too long", Options{Interface: "a-name-too-long-for-it"}, "Invalid interface name a-name-too-long-for-it: No such device"},
 	} {
 		if _, err := Detect(tt.o); err == nil || err.Error() != tt.want {
 			t.Errorf("%s: %v, want %s", tt.name, err, tt.want)

@@ -94,7 +94,7 @@ var canBeNobody = sync.OnceValue(func() bool {
 
 // onHost is the command that runs argv on the host of the script. argv[0] reaches the program as it is.
 func onHost(h *bed.NS, user bed.User, argv ...string) []string {
-	words := []string{"nsenter", "--net=" + h.Path()}
+	words := []string{"timeout", "-s", "KILL", strconv.Itoa(int(limit.Seconds())), "nsenter", "--net=" + h.Path()}
 	if user == bed.Nobody && canBeNobody() {
 		words = append(words, "setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
 	}
