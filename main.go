@@ -62,10 +62,14 @@ func launch(start *process.Start, cfg *config.Config, spec process.Spec) int {
 		return printed(config.Version(os.Stdout, cfg.Mode, version))
 	case cfg.Action == config.PrintCapabilities:
 		return printed(config.Capabilities(os.Stdout))
-	case cfg.Mode != config.Pasta:
-		return fail(`Only "pasta" is built in this version`)
+	case cfg.VhostUser:
+		return fail("Not built in this version: --vhost-user")
 	}
 	warn(unbuilt(cfg))
+	guest, err := takeGuest(cfg)
+	if err != nil {
+		return fail(err.Error())
+	}
 	if err := process.CloseStray(); err != nil {
 		return fail("Failed to close files leaked by parent: " + err.Error())
 	}
@@ -81,6 +85,16 @@ func launch(start *process.Start, cfg *config.Config, spec process.Spec) int {
 		return fail(err.Error())
 	}
 	defer log.Close()
+	if guest == nil && cfg.Mode == config.Passt {
+		if guest, err = listenGuest(cfg, log.Logger); err != nil {
+			log.Error(err.Error())
+			return 1
+		}
+	}
+	if guest != nil {
+		defer guest.Close()
+		start.Pass(guest)
+	}
 	status, err := process.Launch(start, spec, log.Logger)
 	if err != nil {
 		log.Error(err.Error())
@@ -104,7 +118,6 @@ func unbuilt(cfg *config.Config) []string {
 	ask(ports, "port forwarding (-t, -u, -T, -U)")
 	ask(cfg.ControlPath != "", "control socket (-c)")
 	ask(cfg.SpliceOnly, "--splice-only")
-	ask(cfg.FD >= 0, "--fd")
 	return lines
 }
 
@@ -124,6 +137,7 @@ func spec(cfg *config.Config) process.Spec {
 		ChrootFallback:   cfg.ChrootFallback,
 		LowPorts:         lowPortsLater(cfg),
 	}
+	s.Alone = cfg.Mode == config.Passt || cfg.FD >= 0
 	if t.UserNS == config.JoinUserNS {
 		s.UserNS = t.UserNSPath
 	}

@@ -43,13 +43,57 @@ func translate(ctx context.Context, cfg *config.Config, env *process.Env, log *z
 	for _, n := range host.Notices {
 		log.Info(n)
 	}
+	link, guest, err := connect(cfg, host, env, log)
+	if err != nil {
+		return err
+	}
+	dns, warnings := names(cfg, host)
+	for _, w := range warnings {
+		log.Warn(w)
+	}
+	if cfg.Log.Summary {
+		s := summary{cfg: cfg, host: host, dns: &dns}
+		if tap, ok := link.(*tapio.Tap); ok {
+			s.tap = tap.Name()
+		}
+		for _, line := range append(s.lines(), hints(cfg)...) {
+			log.Info(line)
+		}
+	}
+	watch := observe(cfg, link, log)
+	defer watch.close()
+	ec := engineConfig(cfg, host, &dns, &guest, watch.link, logging.Limit(log))
+	stream, _ := link.(*tapio.Stream)
+	if stream != nil {
+		ec.Gate = stream
+	}
+	engine := actors.New(ec)
+	if stream != nil {
+		stream.OnConnect(engine.Greet)
+	}
+	if err := env.Ready(); err != nil {
+		link.Close()
+		return err
+	}
+	watch.start(flowCounts(engine.Counters()))
+	err = engine.Run(ctx)
+	dumpCounts(log, engine.Counters())
+	return lostLink(err, log)
+}
+
+// connect opens the guest's link.
+func connect(cfg *config.Config, host *autodetect.Host, env *process.Env, log *zap.Logger) (tapio.Link, netconf.Result, error) {
+	if env.NetNS == nil {
+		link, err := openGuest(cfg, env, log)
+		return link, netconf.Result{}, err
+	}
 	name := cfg.TapName
 	if name == "" {
 		name = host.TapName()
 	}
 	var tap *tapio.Tap
 	var guest netconf.Result
-	err = env.NetNS.Do(func() (err error) {
+	err := env.NetNS.Do(func() (err error) {
 		if tap, err = tapio.OpenTap(name, tapio.TapOptions{}); err != nil {
 			return err
 		}
@@ -65,41 +109,27 @@ func translate(ctx context.Context, cfg *config.Config, env *process.Env, log *z
 		if tap != nil {
 			tap.Close()
 		}
-		return err
+		return nil, guest, err
 	}
 	for _, w := range guest.Warnings {
 		log.Warn(w)
 	}
 	log.Debug("tap is open", zap.String("tap", tap.Name()), zap.Stringer("features", tap.Features()))
-
-	dns, warnings := names(cfg, host)
-	for _, w := range warnings {
-		log.Warn(w)
-	}
-	if cfg.Log.Summary {
-		s := summary{cfg: cfg, tap: tap.Name(), host: host, dns: &dns}
-		for _, line := range s.lines() {
-			log.Info(line)
-		}
-	}
-	watch := observe(cfg, tap, log)
-	defer watch.close()
-	engine := actors.New(engineConfig(cfg, host, &dns, &guest, watch.link, logging.Limit(log)))
-	if err := env.Ready(); err != nil {
-		tap.Close()
-		return err
-	}
-	watch.start(flowCounts(engine.Counters()))
-	err = engine.Run(ctx)
-	dumpCounts(log, engine.Counters())
-	return lostTap(err, log)
+	return tap, guest, nil
 }
 
-// lostTap says what err, the end of an engine, means to the user. The texts are ones that others
+// lostLink says what err, the end of an engine, means to the user. The texts are ones that others
 // match.
-func lostTap(err error, log *zap.Logger) error {
-	if err == nil {
+func lostLink(err error, log *zap.Logger) error {
+	switch {
+	case err == nil:
 		return nil
+	case errors.Is(err, tapio.ErrClientGone):
+		log.Info("Client connection closed, exiting")
+		return nil
+	case errors.Is(err, tapio.ErrListener):
+		log.Debug("No client can be accepted", zap.Error(err))
+		return errors.New("Error on listening Unix socket, exiting")
 	}
 	log.Debug("The tap has failed", zap.Error(err))
 	if errors.Is(err, tapio.ErrGone) {
@@ -179,6 +209,7 @@ func engineConfig(cfg *config.Config, host *autodetect.Host, dns *autodetect.DNS
 		UDPTimeout: kernel.UDPTimeout, UDPStreamTimeout: kernel.UDPStreamTimeout,
 		PeekOff4: v4 && sock.PeekOffset(unix.AF_INET), PeekOff6: v6 && sock.PeekOffset(unix.AF_INET6),
 	}
+	c.GuestMAC = frame.Broadcast // until it is known
 	if guest.MAC != nil {
 		c.GuestMAC = frame.MAC(guest.MAC)
 	}
@@ -202,7 +233,7 @@ func responder(cfg *config.Config, host *autodetect.Host) neigh.Responder {
 	}
 	r := neigh.Responder{
 		MAC: frame.MAC(cfg.MAC), MTU: cfg.MTU,
-		Guest4: addr(host.V4.Address), Prefix: addr(host.V6.Address),
+		Guest4: addr(host.V4.Address), Our4: addr(host.V4.Gateway), Prefix: addr(host.V6.Address),
 		NoRA: !cfg.RA,
 	}
 	if cfg.NDP {

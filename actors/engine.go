@@ -31,6 +31,7 @@ const maxSlabs = 512
 // Config says what an Engine translates between.
 type Config struct {
 	Link tapio.Link // closed by Run
+	Gate tapio.Gate // Link's, if it has one
 	Log  *zap.Logger
 
 	OurMAC   frame.MAC // source of all frames to the guest
@@ -99,6 +100,10 @@ func New(cfg Config) *Engine {
 	e.began.log = cfg.Log
 	e.env.SetGuestMAC(cfg.GuestMAC)
 	e.env.Present = e.present
+	if cfg.Gate != nil {
+		e.env.Gate = cfg.Gate
+		cfg.Gate.OnRoom(e.env.Room)
+	}
 	return e
 }
 

@@ -87,7 +87,7 @@ type Config struct {
 
 // Commanded reports whether the program starts a command or a shell of its own.
 func (c *Config) Commanded() bool {
-	return c.Mode == Pasta && (c.Target.Kind == Shell || c.Target.Kind == Command)
+	return c.Mode == Pasta && c.FD < 0 && (c.Target.Kind == Shell || c.Target.Kind == Command)
 }
 
 // Level is how much is logged.

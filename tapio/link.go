@@ -39,6 +39,16 @@ type Link interface {
 	Close() error
 }
 
+// Gate tells when a link that has dropped a frame for want of room takes frames again.
+type Gate interface {
+	// Full reports whether a long frame would be dropped now. Anyone may ask.
+	Full() bool
+
+	// OnRoom has f called whenever Full has become false. It is to be called before the first
+	// Write; f is called by anyone and must not block.
+	OnRoom(f func())
+}
+
 var (
 	// ErrDropped is returned by Write for a frame that was lost: the interface is down, or the
 	// queue is full.

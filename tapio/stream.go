@@ -31,9 +31,6 @@ type StreamOptions struct {
 
 	// OneOff ends the link when its first client has gone: Read returns ErrClientGone.
 	OneOff bool
-
-	// Connected is called when a client has been accepted and can be written to. It must not block.
-	Connected func()
 }
 
 // Stream is a link over a UNIX stream socket, the one hypervisors have: each frame is preceded by its
@@ -51,6 +48,7 @@ type Stream struct {
 	opt      StreamOptions
 	listener *os.File // nil: there is only the client it was made with
 	room     func()   // see OnRoom
+	connect  func()   // see OnConnect
 
 	cur      atomic.Pointer[client] // to write to
 	arrivals chan *client           // to read from: at most one at a time
@@ -112,6 +110,10 @@ func newStream(o StreamOptions) *Stream {
 // of a client. It is to be called before the first write; f may be called by anyone at any time and
 // must not block.
 func (s *Stream) OnRoom(f func()) { s.room = f }
+
+// OnConnect has f called when a client was accepted and can be written to. It is to be called before
+// the first read; f must not block.
+func (s *Stream) OnConnect(f func()) { s.connect = f }
 
 // Full reports whether a long frame would be dropped now.
 func (s *Stream) Full() bool {
@@ -193,12 +195,12 @@ func (s *Stream) admit(fd int) {
 		return
 	}
 	s.log.Info(fmt.Sprintf("accepted connection from PID %d", pid))
-	if s.opt.Connected != nil {
-		defer s.opt.Connected()
-	}
 	s.install(c)
 	if s.room != nil {
 		s.room()
+	}
+	if s.connect != nil {
+		s.connect()
 	}
 }
 

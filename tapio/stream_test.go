@@ -21,7 +21,10 @@ import (
 	"fusilli/tapio/frame"
 )
 
-var _ Link = (*Stream)(nil)
+var (
+	_ Link = (*Stream)(nil)
+	_ Gate = (*Stream)(nil)
+)
 
 const streamPatience = 20 * time.Second
 
@@ -31,12 +34,14 @@ type listening struct {
 	path string
 	logs *observer.ObservedLogs
 	room chan struct{} // filled by OnRoom
+
+	connected chan struct{} // filled by OnConnect
 }
 
 func newListening(t testing.TB, o StreamOptions) *listening {
 	t.Helper()
 	core, logs := observer.New(zapcore.DebugLevel)
-	l := &listening{path: filepath.Join(t.TempDir(), "s"), logs: logs, room: make(chan struct{}, 1)}
+	l := &listening{path: filepath.Join(t.TempDir(), "s"), logs: logs, room: make(chan struct{}, 1), connected: make(chan struct{}, 1)}
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -52,6 +57,12 @@ func newListening(t testing.TB, o StreamOptions) *listening {
 	l.OnRoom(func() {
 		select {
 		case l.room <- struct{}{}:
+		default:
+		}
+	})
+	l.OnConnect(func() {
+		select {
+		case l.connected <- struct{}{}:
 		default:
 		}
 	})
@@ -321,14 +332,13 @@ func TestStreamOfAConnection(t *testing.T) {
 
 // TestStreamWithoutClient: nothing is sent to nobody, and the next client gets what comes then.
 func TestStreamWithoutClient(t *testing.T) {
-	connected := make(chan struct{}, 9)
-	l := newListening(t, StreamOptions{Connected: func() { connected <- struct{}{} }})
+	l := newListening(t, StreamOptions{})
 	for i := range 3 {
 		if err := l.Write(numbered(i)); !errors.Is(err, ErrDropped) || !l.Full() {
 			t.Errorf("Write to nobody = %v", err)
 		}
 		c := l.dial(t)
-		<-connected
+		<-l.connected
 		<-l.room
 		if err := l.Write(numbered(10 + i)); err != nil || l.Full() {
 			t.Error(err)

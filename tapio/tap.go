@@ -88,6 +88,42 @@ func openTap(name string, o TapOptions) (*Tap, error) {
 	return t, nil
 }
 
+// TakeTap takes over fd, a tap device that somebody else has opened and configured. What its flags say
+// about the virtio_net_hdr stays as it is; o.Queues does not count.
+func TakeTap(fd int, o TapOptions) (*Tap, error) {
+	t := new(Tap)
+	if err := t.queue.take(fd, o); err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("use tap: %w", err)
+	}
+	if err := t.queue.use(fd); err != nil {
+		return nil, fmt.Errorf("use tap: %w", err)
+	}
+	return t, nil
+}
+
+func (q *queue) take(fd int, o TapOptions) error {
+	ifr, err := unix.NewIfreq("")
+	if err != nil {
+		return err
+	}
+	if err := unix.IoctlIfreq(fd, unix.TUNGETIFF, ifr); err != nil {
+		return err
+	}
+	flags := ifr.Uint16()
+	if flags&unix.IFF_TAP == 0 || flags&unix.IFF_NO_PI == 0 {
+		return fmt.Errorf("%q is no tap, or has packet information", ifr.Name())
+	}
+	q.name, q.vnetSkip = ifr.Name(), frame.VnetLen
+	if flags&unix.IFF_VNET_HDR != 0 {
+		if err := setVnetHeader(fd); err != nil {
+			return err
+		}
+		q.vnetSkip, q.features = 0, VnetHeader|offload(fd, o.Without)
+	}
+	return unix.SetNonblock(fd, true)
+}
+
 // Name returns the interface's name when it was opened.
 func (t *Tap) Name() string { return t.name }
 
@@ -178,6 +214,11 @@ func (q *queue) open(name string, flags uint16, without Features) error {
 		q.features |= offload(fd, without)
 	}
 
+	return q.use(fd)
+}
+
+// use takes over fd, on which everything is set up.
+func (q *queue) use(fd int) (err error) {
 	q.fd = uintptr(fd)
 	q.file = os.NewFile(q.fd, tunPath)
 	// Not every descriptor can be waited for; ask now rather than when it matters.

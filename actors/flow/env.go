@@ -50,8 +50,14 @@ type Env struct {
 	// Rhythm decides whether the next message is looked for before one sleeps.
 	Rhythm Rhythm[Port]
 
+	// Gate, if not nil, is the link's.
+	Gate tapio.Gate
+
 	guestMAC atomic.Uint64
 	buffers  sync.Pool
+
+	waitMu  sync.Mutex // taken only while the link is full
+	waiting []*Port    // for room on the link
 
 	Counters Counters
 }

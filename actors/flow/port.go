@@ -40,6 +40,7 @@ type Port struct {
 	state atomic.Uint32
 	notes atomic.Uint32
 	gone  atomic.Bool
+	waits atomic.Bool // it is among Env.waiting
 
 	file  *os.File
 	raw   syscall.RawConn

@@ -59,10 +59,12 @@ type Responder struct {
 	// Guest4 is the guest's IPv4 address. ARP requests for it are not ours to answer: they are the
 	// guest's own check whether somebody else has it (RFC 5227).
 	Guest4 frame.Addr
+	// Our4 is our IPv4 address on the link: the guest's gateway. It is the sender of AskARP.
+	Our4 frame.Addr
 	// LinkLocal is our IPv6 link-local address, the source of NDP messages. If it is the zero
 	// address, NDP gets no reply.
 	LinkLocal frame.Addr
-	// Prefix is an address in the /64 the guest makes itself addresses in. If it is the zero
+	// Prefix is the guest's IPv6 address, in the /64 the guest makes itself addresses in. If it is the zero
 	// address, router advertisements announce none.
 	Prefix frame.Addr
 	// MTU of the link in bytes; with 0 router advertisements announce none.
@@ -90,8 +92,8 @@ func (r *Responder) ARP(in, out []byte) int {
 		return 0
 	}
 	src := frame.Src(in)
-	if src[0]&1 != 0 {
-		return 0 // a group does not ask
+	if src[0]&1 != 0 && src != frame.Broadcast {
+		return 0 // a group does not ask; qrap does so as everybody, to see whether we are there
 	}
 	frame.PutVnet(out, frame.Vnet{})
 	frame.PutEth(out, src, r.MAC, frame.EtherARP)

@@ -37,6 +37,9 @@ func (c *conn) forward() bool {
 		}
 		return false
 	}
+	if c.env.AwaitRoom(c.port) {
+		return false
+	}
 	buf := c.env.Buffer()
 	defer c.env.PutBuffer(buf)
 	for {
@@ -75,6 +78,9 @@ func (c *conn) forward() bool {
 			// The same again in a moment.
 			c.setPeek(flight)
 			c.again = true
+			if c.env.AwaitRoom(c.port) {
+				return false
+			}
 			c.port.SetAlarm(flow.Now() + linkRetry)
 			return false
 		}
@@ -82,6 +88,9 @@ func (c *conn) forward() bool {
 		c.env.Rhythm.Message(c.port, flow.FromHost, n)
 		if c.port.Mail() {
 			return true
+		}
+		if c.env.AwaitRoom(c.port) {
+			return false
 		}
 	}
 }

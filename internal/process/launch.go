@@ -139,7 +139,10 @@ func (l *launcher) begin() error {
 		}
 		l.pidFile = l.keep(f)
 	}
-	if l.spec.runsCommand() {
+	switch {
+	case l.spec.Alone:
+		return l.beginAlone()
+	case l.spec.runsCommand():
 		return l.beginCommand()
 	}
 	return l.beginAttached()
@@ -172,6 +175,21 @@ func (l *launcher) beginCommand() error {
 		return err
 	}
 	return l.startTranslator(userNS, netNS)
+}
+
+// beginAlone starts a translator that joins no network namespace.
+func (l *launcher) beginAlone() error {
+	userNS, err := l.openUserNS(l.spec.UserNS)
+	if err != nil {
+		return err
+	}
+	if err := l.startTranslator(userNS); err != nil {
+		return err
+	}
+	if l.change {
+		return become(l.user)
+	}
+	return nil
 }
 
 // beginAttached opens the target's namespaces, and starts the translator that joins them.
@@ -315,6 +333,7 @@ func (l *launcher) startTranslator(userNS *os.File, files ...*os.File) error {
 	}
 	defer theirs.Close()
 	c := &clone{link: theirs, userNS: userNS, flags: sandboxNamespaces, confine: true}
+	c.newUser = l.spec.Alone && userNS == nil && !l.spec.KeepUserNS
 	if !l.spec.stays() {
 		c.flags |= unix.CLONE_NEWPID
 	}

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -38,12 +39,15 @@ type plan struct {
 	Fail string
 	// Wait is a file whose existence the translator waits for before it is ready.
 	Wait string
+	// Pass is a file the launcher opens and passes on, or "".
+	Pass string
 	// Cause is a file where the translator tells why it ended, or "".
 	Cause string
 }
 
 // facts is what a translator sees.
 type facts struct {
+	Passed        string // what came as "passed"
 	NetNS, UserNS string // its own
 	Target        string // network namespace of its thread
 	PID           int
@@ -88,6 +92,16 @@ func program(text string) int {
 	if err := process.CloseStray(); err != nil {
 		log.Error(err.Error())
 		return 1
+	}
+	if p.Pass != "" {
+		fd, err := unix.Open(p.Pass, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			log.Error(err.Error())
+			return 1
+		}
+		f := os.NewFile(uintptr(fd), "passed")
+		defer f.Close()
+		start.Pass(f)
 	}
 	status, err := process.Launch(start, p.Spec, log.Logger)
 	if err != nil {
@@ -134,12 +148,22 @@ func writeFacts(path string, env *process.Env) error {
 	var f facts
 	f.NetNS, _ = os.Readlink("/proc/self/ns/net")
 	f.UserNS, _ = os.Readlink("/proc/self/ns/user")
-	err := env.NetNS.Do(func() (err error) {
-		f.Target, err = os.Readlink("/proc/thread-self/ns/net")
-		return err
-	})
-	if err != nil {
-		return err
+	if passed, ok := env.File("passed"); ok {
+		b, err := io.ReadAll(passed)
+		passed.Close()
+		if err != nil {
+			return err
+		}
+		f.Passed = string(b)
+	}
+	if env.NetNS != nil {
+		err := env.NetNS.Do(func() (err error) {
+			f.Target, err = os.Readlink("/proc/thread-self/ns/net")
+			return err
+		})
+		if err != nil {
+			return err
+		}
 	}
 	status, err := os.ReadFile("/proc/self/status")
 	if err != nil {

@@ -18,6 +18,10 @@ type Spec struct {
 	// runs in fresh namespaces.
 	NetNS string
 
+	// Alone says that there is no target: the translator connects what it was passed. It
+	// lives in a fresh user namespace, in UserNS or, with KeepUserNS, in our own.
+	Alone bool
+
 	// UserNS is the path of the user namespace to join, or "". Fresh namespaces are
 	// made inside it.
 	UserNS string
@@ -65,7 +69,7 @@ type Spec struct {
 }
 
 // runsCommand reports whether s is the command form.
-func (s *Spec) runsCommand() bool { return s.NetNS == "" }
+func (s *Spec) runsCommand() bool { return s.NetNS == "" && !s.Alone }
 
 // stays reports whether the launcher outlives readiness.
 func (s *Spec) stays() bool { return s.Foreground || s.runsCommand() }

@@ -18,14 +18,18 @@ import (
 // Env is where a translator finds itself: in the host's network namespace, with a thread
 // in the target's.
 type Env struct {
-	// NetNS is a thread in the target's network namespace. It belongs to Translate,
-	// which closes it when its function has returned.
+	// NetNS is a thread in the target's network namespace, nil if there is no target. It
+	// belongs to Translate, which closes it when its function has returned.
 	NetNS *Thread
 
 	spec  Spec
+	start *Start
 	log   *logging.Logger
 	ready bool
 }
+
+// File returns what the launcher passed on under that name, as Start.File does.
+func (e *Env) File(name string) (*os.File, bool) { return e.start.File(name) }
 
 // ErrCommandEnded is the cause of the context's end (context.Cause) when the command has
 // ended. Its network namespace goes away with us, so what is in there need not be taken
@@ -52,7 +56,7 @@ func Translate(start *Start, spec Spec, log *logging.Logger, run func(context.Co
 	showName()
 	raiseFiles()
 
-	env := &Env{spec: spec, log: log}
+	env := &Env{spec: spec, start: start, log: log}
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)
 	err := env.enter(start)
@@ -61,7 +65,9 @@ func Translate(start *Start, spec Spec, log *logging.Logger, run func(context.Co
 		env.watch(ctx, cancel, &wg, start, signals)
 		err = run(ctx, env)
 		cancel(context.Canceled)
-		env.NetNS.Close()
+		if env.NetNS != nil {
+			env.NetNS.Close()
+		}
 		wg.Wait()
 	}
 	switch {
@@ -97,6 +103,9 @@ func raiseFiles() {
 
 // enter starts the thread in the target's network namespace.
 func (e *Env) enter(start *Start) error {
+	if e.spec.Alone {
+		return nil
+	}
 	fd, passed := start.files[fdNetNS]
 	if !passed {
 		var err error
