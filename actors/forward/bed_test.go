@@ -91,6 +91,14 @@ func (w *twin) AcceptUDP(fd int, k flow.Key, first [][]byte) {
 
 func (w *twin) Guest() rules.Guest { return w.guest }
 
+func (w *twin) Rules() rules.Rules {
+	return rules.Rules{
+		HostLoopback4: netip.MustParseAddr("192.0.2.1"), HostLoopback6: netip.MustParseAddr("fe80::1"),
+		Assigned4: netip.MustParseAddr("192.0.2.10"), Assigned6: netip.MustParseAddr("2001:db8::10"),
+		OurTap4: netip.MustParseAddr("192.0.2.1"), OurLinkLocal: netip.MustParseAddr("fe80::1"),
+	}
+}
+
 func (w *twin) TCP(fd int, to Side, dst netip.AddrPort) {
 	w.note(fd, begun{Kind: to.String() + " TCP", To: dst.String()})
 }
@@ -162,12 +170,7 @@ func newPlace(t testing.TB, change func(*Config)) *place {
 	var core zapcore.Core
 	core, p.logs = observer.New(zap.DebugLevel)
 	cfg := Config{
-		Log: zap.New(core),
-		Rules: &rules.Rules{
-			HostLoopback4: netip.MustParseAddr("192.0.2.1"), HostLoopback6: netip.MustParseAddr("fe80::1"),
-			Assigned4: netip.MustParseAddr("192.0.2.10"), Assigned6: netip.MustParseAddr("2001:db8::10"),
-			OurTap4: netip.MustParseAddr("192.0.2.1"), OurLinkLocal: netip.MustParseAddr("fe80::1"),
-		},
+		Log:    zap.New(core),
 		Policy: rules.Policy{Splice: true}, Tap: p.twin, Splice: p.twin,
 		InNamespace: p.ns.Do, IPv4: true, IPv6: true,
 	}

@@ -20,7 +20,8 @@
 // what the peer sends, in preference to the listener. What had arrived before is still in the
 // listener's queue; so that is read until it is empty, and only then is the flow handed over, with its
 // first datagrams in the order in which they came. Between bind and connect the new socket may also
-// take datagrams of other peers, which are treated as if the listener had received them.
+// take datagrams of other peers, which are treated as if the listener had received them. What is sent to
+// a group or a broadcast address always comes to the listener, since a connected socket has one address.
 //
 // Rules marked for scanning (auto) listen only on ports that are bound on the other side. Both sides
 // are looked at once a second; listeners come and go accordingly, while flows live on. Ports on which

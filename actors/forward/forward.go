@@ -24,10 +24,12 @@ type Tap interface {
 	// AcceptTCP takes over fd, an accepted connection.
 	AcceptTCP(fd int, k flow.Key)
 	// AcceptUDP takes over fd, a socket bound to the flow's address on the host and connected to
-	// its peer, and first, what has been received already. A flow k that exists gets first.
+	// its peer, and first, what has been received already. A flow k that exists gets first:
+	// what is sent to a group always comes to the listener.
 	AcceptUDP(fd int, k flow.Key, first [][]byte)
-	// Guest returns where the guest was last seen.
+	// Guest returns where the guest was last seen, and Rules the addresses with a meaning.
 	Guest() rules.Guest
+	Rules() rules.Rules
 }
 
 // Splicer begins flows from socket to socket. Any goroutine may call it; it does not wait.
@@ -42,7 +44,6 @@ type Splicer interface {
 // Config says what a Forwarder forwards to.
 type Config struct {
 	Log    *zap.Logger
-	Rules  *rules.Rules // not changed
 	Policy rules.Policy
 	Tap    Tap     // nil: Policy.SpliceOnly
 	Splice Splicer // nil: none
@@ -371,11 +372,12 @@ func (f *Forwarder) route(which Side, l *listener, peer netip.AddrPort, at netip
 	if which == Namespace {
 		r = rules.Outbound(peer, at, l.to())
 	} else {
+		var known rules.Rules
 		var guest rules.Guest
 		if f.cfg.Tap != nil {
-			guest = f.cfg.Tap.Guest()
+			known, guest = f.cfg.Tap.Rules(), f.cfg.Tap.Guest()
 		}
-		r = f.cfg.Rules.Inbound(f.cfg.Policy, guest, peer, at, l.rule.Target, l.to())
+		r = known.Inbound(f.cfg.Policy, guest, peer, at, l.rule.Target, l.to())
 	}
 	if r.Place == rules.Tap && f.cfg.Tap == nil || (r.Place == rules.Namespace || r.Place == rules.Host) && f.cfg.Splice == nil {
 		r = rules.Route{}

@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -418,5 +419,87 @@ func TestBusyListenerStarvesNobody(t *testing.T) {
 		if err := p.Remove(config.Inbound, rule...); err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+// What is sent to a group goes to the guest with the group's address, once.
+func TestGroupsAndBroadcasts(t *testing.T) {
+	p := newPlace(t, nil)
+	p.add(t, "-u 80")
+	// Somebody on the host is a member; the client is behind the other end of the link.
+	far, err := bed.NewNS("far")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer far.Close()
+	if err := p.host.IP("link set h1 netns " + far.Path()); err != nil {
+		t.Fatal(err)
+	}
+	if err := far.IP("link set h1 up\naddr add 192.0.2.7/24 broadcast 192.0.2.255 dev h1\nroute add 224.0.0.0/4 dev h1"); err != nil {
+		t.Fatal(err)
+	}
+	var member *net.UDPConn
+	if err := p.host.Do(func() error {
+		h0, err := net.InterfaceByName("h0")
+		if err == nil {
+			member, err = net.ListenMulticastUDP("udp4", h0, &net.UDPAddr{IP: net.IPv4(224, 0, 0, 99), Port: 9999})
+		}
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	defer member.Close()
+	for _, tt := range []struct{ name, to, want string }{
+		{"group", "224.0.0.99:80", "224.0.0.99:80"},
+		{"limited broadcast", "255.255.255.255:80", "255.255.255.255:80"},
+		{"broadcast of the network", "192.0.2.255:80", "192.0.2.10:80"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			p.twin.t = t
+			var c net.PacketConn
+			lc := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) (err error) {
+				raw.Control(func(fd uintptr) {
+					err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_BROADCAST, 1)
+					if err == nil {
+						err = unix.BindToDevice(int(fd), "h1")
+					}
+				})
+				return err
+			}}
+			if err := far.Do(func() (err error) {
+				c, err = lc.ListenPacket(t.Context(), "udp4", "192.0.2.7:0")
+				return err
+			}); err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			to := net.UDPAddrFromAddrPort(netip.MustParseAddrPort(tt.to))
+			if _, err := c.WriteTo([]byte("one"), to); err != nil {
+				t.Fatal(err)
+			}
+			got, fd := p.twin.take()
+			if got.Kind != "tap UDP" || got.From != c.LocalAddr().String() || got.To != tt.want || !slices.Equal(got.First, []string{"one"}) {
+				t.Errorf("got %+v", got)
+			}
+			// So does the next: the engine knows the flow.
+			if _, err := c.WriteTo([]byte("two"), to); err != nil {
+				t.Fatal(err)
+			}
+			first := got
+			if got, _ := p.twin.take(); got.From != first.From || got.To != first.To || !slices.Equal(got.First, []string{"two"}) {
+				t.Errorf("then got %+v", got)
+			}
+			b := make([]byte, 100)
+			// The answer comes from an address of the host.
+			if _, err := unix.Write(fd, []byte("answer")); err != nil {
+				t.Fatal(err)
+			}
+			c.SetReadDeadline(time.Now().Add(10 * time.Second))
+			n, from, err := c.ReadFrom(b)
+			if err != nil || string(b[:n]) != "answer" || from.String() != "192.0.2.10:80" {
+				t.Errorf("%q from %v, %v", b[:n], from, err)
+			}
+			p.twin.none()
+		})
 	}
 }

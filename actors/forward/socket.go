@@ -81,6 +81,7 @@ func (o *opening) setUp(fd int, r *config.Rule, addr netip.Addr, dual bool, port
 		}
 		if addr.Is4() || dual {
 			set(unix.SOL_IP, unix.IP_RECVERR, 1)
+			set(unix.SOL_IP, unix.IP_MULTICAST_ALL, 1) // the default of IPv4 sockets only
 		}
 	}
 	if err != nil {

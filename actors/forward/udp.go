@@ -126,10 +126,10 @@ func (u *udp) sort(l *listener, d datagram) {
 
 // open makes the socket of a flow that begins with d.
 func (u *udp) open(l *listener, flow *newFlow, d datagram) {
-	fd, err := u.connect(l, d, false)
-	if err == unix.EINVAL || err == unix.EADDRNOTAVAIL {
-		// Sent to a group or a broadcast address: no answer can come from there.
-		fd, err = u.connect(l, d, true)
+	group := d.at.IsMulticast() || d.at == broadcast
+	fd, err := u.connect(l, d, group)
+	if !group && (err == unix.EINVAL || err == unix.EADDRNOTAVAIL) {
+		fd, err = u.connect(l, d, true) // the broadcast address of some network
 	}
 	if err != nil {
 		u.s.f.warn("Couldn't connect flow socket: " + reason(err))
@@ -165,19 +165,17 @@ func (flow *newFlow) add(b []byte) {
 	}
 }
 
-// connect returns a socket that receives what comes from d's sender to d's destination, or with any
-// to whatever address of ours.
-func (u *udp) connect(l *listener, d datagram, anyAddr bool) (int, error) {
+// connect returns a socket that receives what comes from d's sender to d's destination, or with group
+// to whatever address: no answer can come from that of a group.
+func (u *udp) connect(l *listener, d datagram, group bool) (int, error) {
 	at, scope := d.at, uint32(0)
 	switch {
-	case !anyAddr && !at.IsMulticast() && at != broadcast:
-		if at.IsLinkLocalUnicast() {
-			scope = d.ifIndex
-		}
-	case at.Is4():
-		at, anyAddr = netip.IPv4Unspecified(), true
-	default:
-		at, anyAddr = netip.IPv6Unspecified(), true
+	case group && at.Is4():
+		at = netip.IPv4Unspecified()
+	case group:
+		at = netip.IPv6Unspecified()
+	case at.IsLinkLocalUnicast():
+		scope = d.ifIndex
 	}
 	fd, err := u.socket(at)
 	if err != nil {
@@ -197,13 +195,6 @@ func (u *udp) connect(l *listener, d datagram, anyAddr bool) (int, error) {
 	}
 	if u.s.open.freeBind {
 		setFreeBind(fd, at, set)
-	}
-	if anyAddr { // what is sent to a group is the listener's
-		if at.Is6() {
-			set(unix.SOL_IPV6, unix.IPV6_MULTICAST_ALL, 0)
-		} else {
-			set(unix.SOL_IP, unix.IP_MULTICAST_ALL, 0)
-		}
 	}
 	if err == nil {
 		err = unix.Bind(fd, sockaddr(netip.AddrPortFrom(at, l.port), scope))
