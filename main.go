@@ -110,14 +110,7 @@ func unbuilt(cfg *config.Config) []string {
 			lines = append(lines, "Not built in this version, ignored: "+what)
 		}
 	}
-	ports := false
-	for i := range cfg.Ports {
-		p := &cfg.Ports[i]
-		ports = ports || !p.None && !p.Auto // auto is the default
-	}
-	ask(ports, "port forwarding (-t, -u, -T, -U)")
 	ask(cfg.ControlPath != "", "control socket (-c)")
-	ask(cfg.SpliceOnly, "--splice-only")
 	return lines
 }
 

@@ -43,6 +43,13 @@ func translate(ctx context.Context, cfg *config.Config, env *process.Env, log *z
 	for _, n := range host.Notices {
 		log.Info(n)
 	}
+	table, err := portRules(cfg, host, env, log)
+	if err != nil {
+		return err
+	}
+	if cfg.SpliceOnly {
+		return translateLocally(ctx, cfg, host, env, table, log)
+	}
 	link, guest, err := connect(cfg, host, env, log)
 	if err != nil {
 		return err
@@ -52,7 +59,7 @@ func translate(ctx context.Context, cfg *config.Config, env *process.Env, log *z
 		log.Warn(w)
 	}
 	if cfg.Log.Summary {
-		s := summary{cfg: cfg, host: host, dns: &dns}
+		s := summary{cfg: cfg, host: host, dns: &dns, inbound: table.Inbound, outbound: table.Outbound}
 		if tap, ok := link.(*tapio.Tap); ok {
 			s.tap = tap.Name()
 		}
@@ -71,12 +78,18 @@ func translate(ctx context.Context, cfg *config.Config, env *process.Env, log *z
 	if stream != nil {
 		stream.OnConnect(engine.Greet)
 	}
+	ports, err := listen(cfg, host, env, table, engine, log)
+	if err != nil {
+		link.Close()
+		return err
+	}
 	if err := env.Ready(); err != nil {
+		ports.Close()
 		link.Close()
 		return err
 	}
 	watch.start(flowCounts(engine.Counters()))
-	err = engine.Run(ctx)
+	err = ports.together(ctx, engine.Run)
 	dumpCounts(log, engine.Counters())
 	return lostLink(err, log)
 }
@@ -201,7 +214,7 @@ func engineConfig(cfg *config.Config, host *autodetect.Host, dns *autodetect.DNS
 			FreeBind: cfg.FreeBind, Log: log,
 		},
 		NoTCP: !cfg.TCP, NoUDP: !cfg.UDP, NoICMP: !cfg.ICMP,
-		Guest:      rules.Guest{V4: host.V4.Address, V6: host.V6.Address},
+		Guest:      rules.Guest{V4: host.V4.Address, V6: host.V6.Address, LinkLocal: guest.LinkLocal},
 		Frozen4:    cfg.IPv4.Address.IsValid() && cfg.IPv4.Address == host.V4.Address,
 		Frozen6:    cfg.IPv6.Address.IsValid() && cfg.IPv6.Address == host.V6.Address,
 		SYNRetries: synRetries(&kernel), SYNLinear: uint8(min(kernel.TCPSynLinearTimeouts, maxSYNRetries)),

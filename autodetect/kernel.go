@@ -19,7 +19,7 @@ type Kernel struct {
 	TCPRTOMax            time.Duration // longest retransmission timeout (Linux 6.15)
 	UDPTimeout           time.Duration // idle time of a flow seen in one direction only, nf_conntrack
 	UDPStreamTimeout     time.Duration // idle time of a flow seen in both directions
-	LocalPorts           PortRange     // ephemeral ports
+	LocalPorts           PortRange     // ephemeral ports; zero where they could not be read
 	UnprivilegedPort     int           // first port that needs no CAP_NET_BIND_SERVICE
 	PingGroups           GroupRange    // groups that may open ping sockets, icmp(7)
 }
@@ -44,7 +44,6 @@ func ReadKernel(sysctls fs.FS) Kernel {
 		TCPRTOMax:            120 * time.Second,
 		UDPTimeout:           30 * time.Second,
 		UDPStreamTimeout:     120 * time.Second,
-		LocalPorts:           PortRange{32768, 60999},
 		UnprivilegedPort:     1024,
 		PingGroups:           GroupRange{1, 0},
 	}

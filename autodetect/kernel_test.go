@@ -12,7 +12,7 @@ func TestReadKernel(t *testing.T) {
 	defaults := Kernel{
 		TCPSynRetries: 6, TCPSynLinearTimeouts: 4, TCPRTOMax: 120 * time.Second,
 		UDPTimeout: 30 * time.Second, UDPStreamTimeout: 120 * time.Second,
-		LocalPorts: PortRange{32768, 60999}, UnprivilegedPort: 1024, PingGroups: GroupRange{1, 0},
+		UnprivilegedPort: 1024, PingGroups: GroupRange{1, 0},
 	}
 	set := Kernel{
 		TCPSynRetries: 3, TCPSynLinearTimeouts: 0, TCPRTOMax: 1500 * time.Millisecond,

@@ -124,12 +124,22 @@ func (f *Forwarder) openScans() error {
 
 // listenerLimit is the number of descriptors that listeners may have: the rest is for flows.
 func listenerLimit() int {
+	files := openFiles()
+	return files - min(max(files/8, 64), 4096)
+}
+
+func openFiles() int {
 	var lim unix.Rlimit
 	if unix.Getrlimit(unix.RLIMIT_NOFILE, &lim) != nil {
 		return 1 << 10
 	}
-	files := int(min(lim.Cur, 1<<30))
-	return files - min(max(files/8, 64), 4096)
+	return int(min(lim.Cur, 1<<30))
+}
+
+// LimitText says what a user can do when descriptors run out.
+func LimitText() string {
+	return fmt.Sprintf("Each port takes an open file: of %d (RLIMIT_NOFILE), %d can be ports. Raise the limit or forward fewer ports",
+		openFiles(), listenerLimit())
 }
 
 // from is the side on which connections of a direction are listened for, and to the one they lead to.
