@@ -3,9 +3,17 @@ package main
 import (
 	"fmt"
 	"net/netip"
+	"time"
 
+	"go.uber.org/zap"
+
+	"fusilli/actors/dhcp"
+	"fusilli/actors/dhcpv6"
+	"fusilli/actors/neigh"
 	"fusilli/autodetect"
 	"fusilli/config"
+	"fusilli/internal/dnsname"
+	"fusilli/tapio/frame"
 )
 
 // names finds out what the guest can be told about names and where its queries go, and what the
@@ -60,5 +68,49 @@ func dhcp4(cfg *config.Config, host *autodetect.Host) bool {
 
 // dhcp6 reports whether the guest has a DHCPv6 server: without an address there is nothing to assign.
 func dhcp6(cfg *config.Config, host *autodetect.Host) bool {
-	return cfg.DHCPv6 && host.V6.Enabled() && host.V6.Address.IsValid()
+	return cfg.DHCPv6 && host.V6.Enabled() && host.V6.Address.IsValid() && host.V6.LinkLocal.IsValid()
+}
+
+// announced returns what of dns the guest is told: nothing unless it is to be announced.
+func announced(cfg *config.Config, dns *autodetect.DNS) (v4, v6 []netip.Addr, search []string) {
+	if cfg.DNS.Announce {
+		v4, v6 = dns.V4.Resolvers, dns.V6.Resolvers
+	}
+	if cfg.DNS.AnnounceList {
+		search = dns.Search
+	}
+	return v4, v6, search
+}
+
+// searchList is the search list as a router advertisement has it, as far as there is room.
+func searchList(search []string) []byte {
+	var list []byte
+	for _, name := range search {
+		if b, err := dnsname.Append(list, name); err == nil && len(b) <= neigh.MaxSearch {
+			list = b
+		}
+	}
+	return list
+}
+
+// dhcpServers returns the guest's DHCP servers, nil for one that it does not have. log is not limited.
+func dhcpServers(cfg *config.Config, host *autodetect.Host, dns *autodetect.DNS, log *zap.Logger) (*dhcp.Server, *dhcpv6.Server) {
+	v4, v6, search := announced(cfg, dns)
+	var (
+		s4 *dhcp.Server
+		s6 *dhcpv6.Server
+	)
+	if dhcp4(cfg, host) {
+		s4 = dhcp.New(&dhcp.Config{
+			MAC: frame.MAC(cfg.MAC), Guest: host.V4.Address, PrefixLen: host.V4.PrefixLen, Gateway: host.V4.Gateway,
+			MTU: cfg.MTU, Resolvers: v4, Search: search, Hostname: cfg.Hostname, FQDN: cfg.FQDN, Log: log,
+		})
+	}
+	if dhcp6(cfg, host) {
+		s6 = dhcpv6.New(&dhcpv6.Config{
+			MAC: frame.MAC(cfg.MAC), LinkLocal: host.V6.LinkLocal, Guest: host.V6.Address,
+			Resolvers: v6, Search: search, FQDN: cfg.FQDN, Start: time.Now(), Log: log,
+		})
+	}
+	return s4, s6
 }

@@ -60,6 +60,8 @@ func dumpCounts(log *zap.Logger, c *flow.Counters) {
 	add("mailbox_full", c.MailboxFull.Load())
 	add("slabs_out", c.SlabsOut.Load())
 	add("services_full", c.ServiceDrops.Load())
+	add("bad_dhcp", c.BadDHCP.Load())
+	add("bad_dhcpv6", c.BadDHCPv6.Load())
 	add("link_dropped", c.LinkDropped.Load())
 	add("table_full", c.TableFull.Load())
 	add("panics", c.Panics.Load())

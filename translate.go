@@ -70,6 +70,7 @@ func translate(ctx context.Context, cfg *config.Config, env *process.Env, log *z
 	watch := observe(cfg, link, log)
 	defer watch.close()
 	ec := engineConfig(cfg, host, &dns, &guest, watch.link, logging.Limit(log))
+	ec.DHCP, ec.DHCPv6 = dhcpServers(cfg, host, &dns, log)
 	stream, _ := link.(*tapio.Stream)
 	if stream != nil {
 		ec.Gate = stream
@@ -192,7 +193,7 @@ func engineConfig(cfg *config.Config, host *autodetect.Host, dns *autodetect.DNS
 		Link: link, Log: log,
 		OurMAC: frame.MAC(cfg.MAC), MTU: cfg.MTU,
 		V4: v4, V6: v6,
-		Neigh: responder(cfg, host),
+		Neigh: responder(cfg, host, dns),
 		Rules: rules.Rules{
 			HostLoopback4: hostAlias(cfg, &cfg.IPv4, &host.V4),
 			HostLoopback6: hostAlias(cfg, &cfg.IPv6, &host.V6),
@@ -237,7 +238,7 @@ func synRetries(k *autodetect.Kernel) uint8 {
 }
 
 // responder is what the services on the guest's link answer.
-func responder(cfg *config.Config, host *autodetect.Host) neigh.Responder {
+func responder(cfg *config.Config, host *autodetect.Host, dns *autodetect.DNS) neigh.Responder {
 	addr := func(a netip.Addr) (b frame.Addr) {
 		if a.IsValid() {
 			b = a.As16()
@@ -247,8 +248,10 @@ func responder(cfg *config.Config, host *autodetect.Host) neigh.Responder {
 	r := neigh.Responder{
 		MAC: frame.MAC(cfg.MAC), MTU: cfg.MTU,
 		Guest4: addr(host.V4.Address), Our4: addr(host.V4.Gateway), Prefix: addr(host.V6.Address),
-		NoRA: !cfg.RA,
+		Managed: true, NoRA: !cfg.RA,
 	}
+	_, v6, search := announced(cfg, dns)
+	r.Resolvers, r.Search = v6, searchList(search)
 	if cfg.NDP {
 		r.LinkLocal = addr(host.V6.LinkLocal)
 	}

@@ -14,6 +14,8 @@ import (
 
 	"go.uber.org/zap"
 
+	"fusilli/actors/dhcp"
+	"fusilli/actors/dhcpv6"
 	"fusilli/actors/flow"
 	"fusilli/actors/icmp"
 	"fusilli/actors/neigh"
@@ -39,6 +41,8 @@ type Config struct {
 	MTU      int       // of the link, in bytes of IP packet; 0: not known
 
 	Neigh  neigh.Responder
+	DHCP   *dhcp.Server   // nil: none
+	DHCPv6 *dhcpv6.Server // nil: none
 	Rules  rules.Rules
 	Host   sock.Host
 	V4, V6 bool // which families are carried
@@ -64,7 +68,7 @@ type Engine struct {
 	table *flow.Table
 	pool  *flow.Pool
 
-	services chan flow.Run
+	services services
 	full     atomic.Bool // the table is full, and that was logged
 	seen     seen
 	began    announcer
@@ -94,7 +98,7 @@ func New(cfg Config) *Engine {
 			SYNRetries: cfg.SYNRetries, SYNLinear: cfg.SYNLinear, RTOMax: cfg.RTOMax,
 			UDPTimeout: cfg.UDPTimeout, UDPStreamTimeout: cfg.UDPStreamTimeout,
 		},
-		services: make(chan flow.Run, serviceMailbox),
+		services: newServices(&cfg),
 		seen:     seen{guest: cfg.Guest, assigned6: cfg.Rules.Assigned6, frozen4: cfg.Frozen4, frozen6: cfg.Frozen6},
 	}
 	e.began.log = cfg.Log
@@ -124,9 +128,8 @@ func (e *Engine) Run(ctx context.Context) error {
 	parts.Go(func() {
 		failure = e.read(e.cfg.Link)
 		end()
-		close(e.services) // the reader is the only one who sends
 	})
-	parts.Go(e.serve)
+	e.startServices(ended, &parts)
 	<-ended.Done()
 	e.cfg.Link.Close()
 	parts.Wait()
@@ -229,7 +232,7 @@ func readError(err error) error {
 type reader struct {
 	e     *Engine
 	start int        // where the run begins
-	port  *flow.Port // whom it is for; nil: the services
+	port  *flow.Port // whom it is for
 	any   bool       // there is a run
 
 	key  flow.Key // of the last frame that belonged to a flow
@@ -269,8 +272,8 @@ func (r *reader) tellMAC(m frame.MAC) {
 	}
 }
 
-// find returns the port the frame is for, making a flow if the frame opens one; nil for the
-// services, drop if there is none.
+// find returns the port the frame is for, making a flow if the frame opens one; drop if there is
+// none.
 func (r *reader) find(b []byte, pkt *frame.Packet) *flow.Port {
 	e := r.e
 	if pkt.V6 {
@@ -289,7 +292,7 @@ func (r *reader) find(b []byte, pkt *frame.Packet) *flow.Port {
 			return drop
 		}
 	default:
-		return nil
+		return e.services.neigh
 	}
 	if r.last != nil && k == r.key {
 		if !r.last.Gone() {
@@ -301,7 +304,7 @@ func (r *reader) find(b []byte, pkt *frame.Packet) *flow.Port {
 	if p == nil {
 		p = e.create(&k, b, pkt)
 	}
-	if p != nil && p != drop {
+	if !isService(p) { // as drop is
 		r.key, r.last = k, p
 	}
 	return p
@@ -314,24 +317,23 @@ func (r *reader) deliver(slab *flow.Slab) {
 	}
 	r.any = false
 	run := slab.Run(r.start)
-	if r.port != nil {
-		if !r.port.Offer(run) {
-			run.Release()
-			r.e.env.Counters.MailboxFull.Add(1)
-		}
+	if r.port.Offer(run) {
 		return
 	}
-	select {
-	case r.e.services <- run:
-	default:
-		run.Release()
+	run.Release()
+	if isService(r.port) {
 		r.e.env.Counters.ServiceDrops.Add(1)
+	} else {
+		r.e.env.Counters.MailboxFull.Add(1)
 	}
 }
 
-// create makes the flow that the frame b, parsed as pkt, opens, and returns its port; nil if the
-// frame opens none but wants an answer, drop if it wants none.
+// create makes the flow that the frame b, parsed as pkt, opens, and returns its port; if it opens
+// none, that of the service it is for, or drop.
 func (e *Engine) create(k *flow.Key, b []byte, pkt *frame.Packet) *flow.Port {
+	if p := e.services.claim(pkt); p != nil {
+		return p
+	}
 	src, dst := netip.AddrFrom16(pkt.Src).Unmap(), netip.AddrFrom16(pkt.Dst).Unmap()
 	if !unicast(src) || pkt.SrcPort == 0 && pkt.Kind != frame.ICMPEcho && pkt.Kind != frame.ICMPv6Echo {
 		return drop
@@ -346,12 +348,12 @@ func (e *Engine) create(k *flow.Key, b []byte, pkt *frame.Packet) *flow.Port {
 			return drop
 		}
 		if !tcp.Opens(b[pkt.L4:pkt.End]) {
-			return nil
+			return e.services.refuse
 		}
 		made = &e.env.Counters.TCP
 		serve = func(p *flow.Port) { tcp.Serve(e.env, p, &e.cfg.Host, host) }
 	case frame.UDP:
-		if e.cfg.NoUDP || dst.IsUnspecified() || pkt.DstPort == 0 || pkt.DstPort == 67 && !pkt.V6 || pkt.DstPort == 547 && pkt.V6 {
+		if e.cfg.NoUDP || dst.IsUnspecified() || pkt.DstPort == 0 {
 			return drop
 		}
 		made = &e.env.Counters.UDP

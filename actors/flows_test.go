@@ -512,3 +512,33 @@ func TestPing(t *testing.T) {
 		}
 	})
 }
+
+// TestServicesHaveMailboxesOfTheirOwn: a service that does not keep up costs the others nothing.
+func TestServicesHaveMailboxesOfTheirOwn(t *testing.T) {
+	e, link, _ := newEngine(&options{queue: 4096})
+	e.services.dhcp = flow.NewPort(flow.Key{}) // nobody is there
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- e.Run(ctx) }()
+	request := seed(false, 17, append([]byte{0, 68, 0, 67, 0, 248, 0, 0, 1, 1, 6}, make([]byte, 237)...)...)
+	arp := append(make([]byte, frame.VnetLen+12), 8, 6, 0, 1, 8, 0, 6, 4, 0, 1, 2, 0, 0, 0, 0, 0, 10, 0, 2, 100, 0, 0, 0, 0, 0, 0, 10, 0, 2, 2)
+	const asked = 200
+	b := make([]byte, frame.MaxFrame)
+	for range asked {
+		link.Write(request)
+		link.Write(arp)
+		if n, err := link.Read(b); err != nil || n != frame.MinFrame || b[frame.L3Off+7] != 2 {
+			t.Fatalf("read %d bytes, %v: no reply to ARP", n, err)
+		}
+	}
+	until(t, "losses counted", func() bool { return e.Counters().ServiceDrops.Load() > 0 })
+	e.services.dhcp.Close()
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	link.Close()
+	if n := e.pool.Out(); n != 0 {
+		t.Errorf("%d slabs are out", n)
+	}
+}

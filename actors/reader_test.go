@@ -1,14 +1,19 @@
 package actors
 
 import (
+	"context"
 	"encoding/binary"
 	"net/netip"
 	"os"
+	"runtime"
+	"sync"
 	"testing"
 	"time"
 
 	"go.uber.org/zap"
 
+	"fusilli/actors/dhcp"
+	"fusilli/actors/dhcpv6"
 	"fusilli/actors/flow"
 	"fusilli/actors/neigh"
 	"fusilli/actors/rules"
@@ -66,6 +71,8 @@ func FuzzReader(f *testing.F) {
 	for _, v6 := range []bool{false, true} {
 		f.Add(row(seed(v6, 6, syn...), seed(v6, 6, syn...), seed(v6, 6, data...), seed(v6, 6, rst...)))
 		f.Add(row(seed(v6, 6, data...), seed(v6, 17, udp...), seed(v6, 17, udp...), seed(v6, 6, syn...)))
+		f.Add(row(seed(v6, 17, append([]byte{0, 68, 0, 67, 0, 248, 0, 0, 1, 1, 6}, make([]byte, 240)...)...),
+			seed(v6, 17, 2, 34, 2, 35, 0, 26, 0, 0, 1, 1, 2, 3, 0, 1, 0, 10, 0, 3, 0, 1, 2, 0, 0, 0, 0, 1)))
 		f.Add(row(seed(v6, 58, 135, 0, 0, 0), seed(v6, 58, 133, 0, 0, 0, 0, 0, 0, 0), seed(v6, 1, echo...)))
 	}
 	f.Add(row(arp, vlan, fragment, gso, nil, make([]byte, 9), make([]byte, frame.VnetLen)))
@@ -76,9 +83,13 @@ func FuzzReader(f *testing.F) {
 			Link: sink{}, Log: zap.NewNop(), MTU: 65520, V4: true, V6: true, MaxFlows: 64,
 			Rules:      rules.Rules{HostLoopback4: alias4, HostLoopback6: alias6},
 			Neigh:      neigh.Responder{LinkLocal: frame.AddrOf(netip.MustParseAddr("fe80::1"))},
+			DHCP:       dhcp.New(&dhcp.Config{Guest: netip.MustParseAddr("10.0.2.15"), PrefixLen: 24, Gateway: alias4, Log: zap.NewNop()}),
+			DHCPv6:     dhcpv6.New(&dhcpv6.Config{LinkLocal: netip.MustParseAddr("fe80::1"), Guest: netip.MustParseAddr("fd00::15"), Log: zap.NewNop()}),
 			UDPTimeout: time.Hour, UDPStreamTimeout: time.Hour,
 		})
-		e.flows.Go(e.serve)
+		ctx, cancel := context.WithCancel(t.Context())
+		var parts sync.WaitGroup
+		e.startServices(ctx, &parts)
 		r := reader{e: e}
 		slab := e.pool.Get()
 		var pkt frame.Packet
@@ -101,7 +112,13 @@ func FuzzReader(f *testing.F) {
 		}
 		r.deliver(slab)
 		slab.Release()
-		close(e.services)
+		for _, p := range []*flow.Port{e.services.neigh, e.services.refuse, e.services.dhcp, e.services.dhcpv6} {
+			for p.Mail() {
+				runtime.Gosched()
+			}
+		}
+		cancel()
+		parts.Wait()
 		e.table.Each((*flow.Port).Stop)
 		e.flows.Wait()
 		if n := e.env.Counters.Panics.Load(); n != 0 {

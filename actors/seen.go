@@ -50,6 +50,15 @@ func (s *seen) note(src *frame.Addr) {
 	}
 }
 
+// told6 notes that the guest was told which IPv6 address is its own.
+func (s *seen) told6() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.assigned6.IsValid() && !s.frozen6 {
+		s.guest.V6 = s.assigned6
+	}
+}
+
 // Guest returns where the guest was last seen: at first what Config says.
 func (e *Engine) Guest() rules.Guest {
 	e.seen.mu.Lock()

@@ -1,48 +1,167 @@
 package actors
 
 import (
+	"context"
+	"errors"
+	"runtime/debug"
+	"sync"
+
+	"go.uber.org/zap"
+
+	"fusilli/actors/dhcp"
+	"fusilli/actors/dhcpv6"
 	"fusilli/actors/flow"
+	"fusilli/actors/neigh"
 	"fusilli/actors/tcp"
 	"fusilli/tapio/frame"
 )
 
-// serviceMailbox is the number of runs of frames that wait for the services.
-const serviceMailbox = 64
+// services are the mailboxes of the actors that answer what belongs to no flow. Each has its own, so
+// that a flood of one kind of question costs the others nothing.
+type services struct {
+	neigh  *flow.Port // ARP and NDP
+	refuse *flow.Port // TCP segments of no connection
+	dhcp   *flow.Port // nil: there is no server
+	dhcpv6 *flow.Port // nil: there is no server
+}
 
-// serve is the goroutine that answers what belongs to no flow, until the reader has ended.
-func (e *Engine) serve() {
-	for r := range e.services {
-		var v flow.View
-		for r.Next(&v) {
-			e.answer(&v)
+func newServices(cfg *Config) services {
+	port := func(wanted bool) *flow.Port {
+		if !wanted {
+			return nil
 		}
-		r.Release()
+		return flow.NewPort(flow.Key{})
+	}
+	return services{
+		neigh: port(true), refuse: port(true), dhcp: port(cfg.DHCP != nil), dhcpv6: port(cfg.DHCPv6 != nil),
 	}
 }
 
-// answer sends the reply to one frame, if there is one.
-func (e *Engine) answer(v *flow.View) {
-	var pkt frame.Packet
-	if frame.Parse(v.Frame, &pkt) != frame.OK {
-		return
+// isService reports whether p is no flow's.
+func isService(p *flow.Port) bool { return p.Key().Proto == 0 }
+
+// claim returns the service that a datagram is for, drop if it is for one that there is not, and nil
+// if it is for none.
+func (s *services) claim(pkt *frame.Packet) *flow.Port {
+	var p *flow.Port
+	switch {
+	case pkt.Kind != frame.UDP:
+		return nil
+	case !pkt.V6 && pkt.DstPort == dhcp.ServerPort:
+		p = s.dhcp
+	case pkt.V6 && pkt.DstPort == dhcpv6.ServerPort:
+		p = s.dhcpv6
+	default:
+		return nil
 	}
+	if p == nil {
+		return drop
+	}
+	return p
+}
+
+// startServices starts the services, which end with ctx, as goroutines of parts.
+func (e *Engine) startServices(ctx context.Context, parts *sync.WaitGroup) {
+	for _, s := range []struct {
+		port   *flow.Port
+		answer func(v *flow.View, pkt *frame.Packet, out []byte) int
+	}{
+		{e.services.neigh, e.answerNeigh},
+		{e.services.refuse, e.answerStray},
+		{e.services.dhcp, e.answerDHCP},
+		{e.services.dhcpv6, e.answerDHCPv6},
+	} {
+		if s.port != nil {
+			parts.Go(func() { e.serve(ctx, s.port, s.answer) })
+		}
+	}
+}
+
+// serve is the goroutine of one service. answer writes the reply to a frame to out and returns its
+// length, 0 for none.
+func (e *Engine) serve(ctx context.Context, p *flow.Port, answer func(v *flow.View, pkt *frame.Packet, out []byte) int) {
+	defer p.Close()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case r := <-p.Inbox():
+			e.serveRun(&r, answer)
+		}
+	}
+}
+
+// serveRun answers the frames of r and releases it. Whatever a frame brings about ends with its run.
+func (e *Engine) serveRun(r *flow.Run, answer func(v *flow.View, pkt *frame.Packet, out []byte) int) {
 	buf := e.env.Buffer()
-	defer e.env.PutBuffer(buf)
-	n := 0
-	switch pkt.Kind {
-	case frame.ARP:
-		if e.cfg.V4 {
-			n = e.cfg.Neigh.ARP(v.Frame, buf[:])
+	defer func() {
+		if v := recover(); v != nil {
+			e.env.Counters.Panics.Add(1)
+			e.cfg.Log.Error("service stopped by a fault", zap.Any("panic", v), zap.ByteString("stack", debug.Stack()))
 		}
-	case frame.NDP:
-		if e.cfg.V6 {
-			n = e.cfg.Neigh.NDP(&pkt, v.Frame, buf[:])
+		e.env.PutBuffer(buf)
+		r.Release()
+	}()
+	var (
+		v   flow.View
+		pkt frame.Packet
+	)
+	for r.Next(&v) {
+		if frame.Parse(v.Frame, &pkt) != frame.OK {
+			continue
 		}
-	case frame.TCP:
-		e.env.Counters.NoFlow.Add(1)
-		n = tcp.Refuse(e.env, v.Frame, &pkt, buf[:])
+		e.send(buf[:answer(&v, &pkt, buf[:])])
 	}
-	if n > 0 && e.env.Link.Write(buf[:n]) != nil {
+}
+
+// send sends a frame of the services; one of no length is none.
+func (e *Engine) send(b []byte) {
+	if len(b) > 0 && e.env.Link.Write(b) != nil {
 		e.env.Counters.LinkDropped.Add(1)
 	}
+}
+
+func (e *Engine) answerNeigh(v *flow.View, pkt *frame.Packet, out []byte) int {
+	switch {
+	case pkt.Kind == frame.ARP && e.cfg.V4:
+		return e.cfg.Neigh.ARP(v.Frame, out)
+	case pkt.Kind == frame.NDP && e.cfg.V6:
+		n := e.cfg.Neigh.NDP(pkt, v.Frame, out)
+		if n > 0 {
+			line := "NDP: received NS, sending NA"
+			if v.Frame[pkt.L4] == neigh.RouterSolicitation {
+				line = "NDP: received RS, sending RA"
+			}
+			e.cfg.Log.Info(line) // Log is limited
+		}
+		return n
+	}
+	return 0
+}
+
+func (e *Engine) answerStray(v *flow.View, pkt *frame.Packet, out []byte) int {
+	if pkt.Kind != frame.TCP {
+		return 0
+	}
+	e.env.Counters.NoFlow.Add(1)
+	return tcp.Refuse(e.env, v.Frame, pkt, out)
+}
+
+func (e *Engine) answerDHCP(v *flow.View, pkt *frame.Packet, out []byte) int {
+	n, err := e.cfg.DHCP.Answer(pkt, v.Frame, out)
+	if errors.Is(err, dhcp.ErrMalformed) {
+		e.env.Counters.BadDHCP.Add(1)
+	}
+	return n
+}
+
+func (e *Engine) answerDHCPv6(v *flow.View, pkt *frame.Packet, out []byte) int {
+	n, err := e.cfg.DHCPv6.Answer(pkt, v.Frame, out)
+	switch {
+	case err == nil:
+		e.seen.told6()
+	case errors.Is(err, dhcpv6.ErrMalformed):
+		e.env.Counters.BadDHCPv6.Add(1)
+	}
+	return n
 }

@@ -74,6 +74,8 @@ type Counters struct {
 	Panics       atomic.Uint64 // flows that ended by a panic
 	NoFlow       atomic.Uint64 // TCP segments without a flow
 	ServiceDrops atomic.Uint64 // frames to ARP, NDP and the like that found the mailbox full
+	BadDHCP      atomic.Uint64 // malformed DHCP messages
+	BadDHCPv6    atomic.Uint64 // malformed DHCPv6 messages
 }
 
 // GuestMAC returns the guest's MAC address as last seen.

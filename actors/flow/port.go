@@ -156,6 +156,10 @@ func (p *Port) Recv() (Run, bool) {
 // in a moment, so that this is sure to come.
 func (p *Port) First() Run { return <-p.in }
 
+// Inbox is the mailbox, for an actor that has no socket and waits for other things as well. What
+// it takes out it holds.
+func (p *Port) Inbox() <-chan Run { return p.in }
+
 // Mail reports whether the mailbox has something.
 func (p *Port) Mail() bool { return len(p.in) > 0 }
 

@@ -3,18 +3,20 @@
 //
 // For the guest, every address but its own is behind the translator, so every question is answered
 // with the same Ethernet address, and there is no state: a Responder is a few values, and a reply
-// is computed from the question alone. Nothing is learned, cached or sent unasked, and nothing is
+// is computed from the question alone. Nothing is learned or cached, and nothing is
 // allocated, so that a flood of questions costs no more than its frames.
 package neigh
 
 import (
 	"encoding/binary"
+	"net/netip"
 
 	"fusilli/tapio/frame"
 )
 
 // ReplyLen is the room a reply needs: the longest is a router advertisement.
-const ReplyLen = frame.L3Off + frame.IPv6Len + raLen + prefixLen + lladdrLen + mtuLen
+const ReplyLen = frame.L3Off + frame.IPv6Len + raLen + prefixLen + lladdrLen + mtuLen +
+	dnsLen + 16*maxResolvers + dnsLen + MaxSearch
 
 // Lengths in bytes.
 const (
@@ -24,11 +26,19 @@ const (
 	lladdrLen = 8
 	prefixLen = 32
 	mtuLen    = 8
+	dnsLen    = 8 // RDNSS without addresses, DNSSL without names
+)
+
+const (
+	maxResolvers = 3
+	// MaxSearch is the length of the longest search list that fits a router advertisement at the
+	// smallest MTU of IPv6, in bytes.
+	MaxSearch = 1104
 )
 
 // NDP message types and options (RFC 4861, 4).
 const (
-	routerSolicitation    = 133
+	RouterSolicitation    = 133
 	routerAdvertisement   = 134
 	neighbourSolicitation = 135
 	neighbourAdvert       = 136
@@ -37,6 +47,8 @@ const (
 	optTargetLLAddr = 2
 	optPrefix       = 3
 	optMTU          = 5
+	optRDNSS        = 25 // RFC 8106, 5.1
+	optDNSSL        = 31 // RFC 8106, 5.2
 )
 
 const (
@@ -71,6 +83,11 @@ type Responder struct {
 	MTU int
 	// Managed is the flag M of router advertisements: addresses by DHCPv6 also.
 	Managed bool
+	// Resolvers are announced by router advertisements, the first three of them.
+	Resolvers []netip.Addr
+	// Search is the search list that router advertisements announce: names as DNS has them on the
+	// wire, without compression. One of more than MaxSearch bytes is not announced.
+	Search []byte
 	// NoRA leaves router solicitations without reply.
 	NoRA bool
 }
@@ -121,7 +138,7 @@ func (r *Responder) NDP(p *frame.Packet, in, out []byte) int {
 	switch m[0] {
 	case neighbourSolicitation:
 		return r.advertise(p, m, src, out)
-	case routerSolicitation:
+	case RouterSolicitation:
 		return r.route(p, m, src, out)
 	}
 	return 0
@@ -164,6 +181,20 @@ func (r *Responder) route(p *frame.Packet, m []byte, src frame.MAC, out []byte) 
 		}
 		dst, src = allNodes, allNodesMAC
 	}
+	return r.announce(src, &dst, out)
+}
+
+// Announce writes a router advertisement to all nodes to out, which has room for ReplyLen bytes, and
+// returns its length.
+func (r *Responder) Announce(out []byte) int {
+	if r.NoRA || r.LinkLocal == (frame.Addr{}) || len(out) < ReplyLen {
+		return 0
+	}
+	return r.announce(allNodesMAC, &allNodes, out)
+}
+
+// announce writes a router advertisement (RFC 4861, 4.2).
+func (r *Responder) announce(mac frame.MAC, dst *frame.Addr, out []byte) int {
 	a := out[frame.L3Off+frame.IPv6Len:]
 	clear(a[:raLen])
 	a[0], a[4] = routerAdvertisement, hopLimit
@@ -189,7 +220,32 @@ func (r *Responder) route(p *frame.Packet, m []byte, src frame.MAC, out []byte) 
 		binary.BigEndian.PutUint32(o[4:], uint32(r.MTU))
 		n += mtuLen
 	}
-	return r.finish(out, n, src, &dst)
+	n += r.names(a[n:])
+	return r.finish(out, n, mac, dst)
+}
+
+// names writes the options about names (RFC 8106) to o and returns their length.
+func (r *Responder) names(o []byte) int {
+	n := 0
+	begin := func(kind uint8, data int) {
+		units := (dnsLen + data + 7) / 8
+		clear(o[n : n+units*8])
+		o[n], o[n+1] = kind, uint8(units)
+		binary.BigEndian.PutUint32(o[n+4:], infinite)
+		n += dnsLen
+	}
+	if resolvers := r.Resolvers[:min(len(r.Resolvers), maxResolvers)]; len(resolvers) > 0 {
+		begin(optRDNSS, 16*len(resolvers))
+		for _, a := range resolvers {
+			b := a.As16()
+			n += copy(o[n:], b[:])
+		}
+	}
+	if len(r.Search) > 0 && len(r.Search) <= MaxSearch {
+		begin(optDNSSL, len(r.Search))
+		n += (copy(o[n:], r.Search) + 7) &^ 7
+	}
+	return n
 }
 
 // finish writes what is around a message of n bytes.

@@ -2,13 +2,19 @@ package neigh
 
 import (
 	"bytes"
+	"fmt"
 	"net/netip"
+	"slices"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/gopacket/gopacket"
 	"github.com/gopacket/gopacket/layers"
+	mdlayher "github.com/mdlayher/ndp"
 
+	"fusilli/internal/dnsname"
 	"fusilli/tapio/frame"
 )
 
@@ -281,6 +287,89 @@ func TestRouterSolicitation(t *testing.T) {
 				t.Errorf("options, -want +got:\n%s", d)
 			}
 		})
+	}
+}
+
+// What is announced about names, as another implementation reads it.
+func TestNamesInRouterAdvertisements(t *testing.T) {
+	resolvers := func(n int) (list []netip.Addr) {
+		for i := range n {
+			list = append(list, netip.MustParseAddr(fmt.Sprintf("2001:db8::%d", i+1)))
+		}
+		return list
+	}
+	for _, tt := range []struct {
+		name      string
+		resolvers []netip.Addr
+		search    []string
+		rdnss     int
+		dnssl     []string
+		length    int
+	}{
+		{"nothing", nil, nil, 0, nil, 0},
+		{"a resolver", resolvers(1), nil, 1, nil, 24},
+		{"three and one too many", resolvers(4), nil, 3, nil, 56},
+		{"search list alone", nil, []string{"a.example"}, 0, []string{"a.example"}, 24},
+		{"a search list that needs padding", nil, []string{"a.example", "b.c"}, 0, []string{"a.example", "b.c"}, 24},
+		{"one that needs none", nil, []string{"a.exampl", "bc"}, 0, []string{"a.exampl", "bc"}, 24},
+		{"both", resolvers(2), []string{"a.example"}, 2, []string{"a.example"}, 40 + 24},
+		{"a search list beyond the limit", nil, slices.Repeat([]string{strings.Repeat("x", 60) + ".example"}, 17), 0, nil, 0},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			r := *responder
+			r.Resolvers, r.Search = tt.resolvers, dnsname.AppendList(nil, tt.search)
+			out := bytes.Repeat([]byte{0xaa}, ReplyLen)
+			n := r.Announce(out)
+			pkt := gopacket.NewPacket(out[frame.VnetLen:n], layers.LayerTypeEthernet, gopacket.Default)
+			destination(t, pkt, allNodesMAC, allNodeA)
+			l := pkt.Layer(layers.LayerTypeICMPv6).(*layers.ICMPv6)
+			l.SetNetworkLayerForChecksum(pkt.NetworkLayer())
+			if err, wrong := pkt.VerifyChecksums(); err != nil || len(wrong) > 0 {
+				t.Errorf("checksums: %v, %v", err, wrong)
+			}
+			if n > frame.L3Off+1280 || n != frame.L3Off+frame.IPv6Len+raLen+prefixLen+lladdrLen+mtuLen+tt.length {
+				t.Errorf("%d bytes", n)
+			}
+			m, err := mdlayher.ParseMessage(out[frame.L3Off+frame.IPv6Len : n])
+			if err != nil {
+				t.Fatal(err)
+			}
+			ra := m.(*mdlayher.RouterAdvertisement)
+			want := []mdlayher.Option{
+				&mdlayher.PrefixInformation{PrefixLength: 64, OnLink: true, AutonomousAddressConfiguration: true,
+					ValidLifetime: mdlayher.Infinity, PreferredLifetime: mdlayher.Infinity, Prefix: netip.MustParseAddr("2001:db8:1:2::")},
+				&mdlayher.LinkLayerAddress{Direction: mdlayher.Source, Addr: responder.MAC[:]},
+				mdlayher.NewMTU(65520),
+			}
+			if tt.rdnss > 0 {
+				want = append(want, &mdlayher.RecursiveDNSServer{Lifetime: mdlayher.Infinity, Servers: tt.resolvers[:tt.rdnss]})
+			}
+			if tt.dnssl != nil {
+				want = append(want, &mdlayher.DNSSearchList{Lifetime: mdlayher.Infinity, DomainNames: tt.dnssl})
+			}
+			if d := cmp.Diff(want, ra.Options, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); d != "" {
+				t.Errorf("options, -want +got:\n%s", d)
+			}
+			if !ra.ManagedConfiguration || ra.OtherConfiguration || ra.RouterLifetime != 65535*time.Second || ra.CurrentHopLimit != 255 {
+				t.Errorf("%+v", ra)
+			}
+		})
+	}
+	// The library above counts the bytes of an option in 8 bits.
+	long := *responder
+	long.Search = dnsname.AppendList(nil, slices.Repeat([]string{strings.Repeat("x", 60) + ".example"}, 15))
+	out := bytes.Repeat([]byte{0xaa}, ReplyLen)
+	n := long.Announce(out)
+	ra := gopacket.NewPacket(out[frame.VnetLen:n], layers.LayerTypeEthernet, gopacket.Default).
+		Layer(layers.LayerTypeICMPv6RouterAdvertisement).(*layers.ICMPv6RouterAdvertisement)
+	want := slices.Concat([]byte{0, 0, 0xff, 0xff, 0xff, 0xff}, long.Search, make([]byte, 6))
+	if o := ra.Options[len(ra.Options)-1]; o.Type != 31 || !bytes.Equal(o.Data, want) {
+		t.Errorf("long search list: option %v", o)
+	}
+	quiet := *responder
+	quiet.NoRA = true
+	if n := quiet.Announce(make([]byte, ReplyLen)); n != 0 {
+		t.Errorf("Announce = %d without advertisements", n)
 	}
 }
 

@@ -120,6 +120,12 @@ type connection struct {
 // and end with status 0 when told to.
 func connect(t *testing.T, b *bed.Bed, args ...string) *connection {
 	t.Helper()
+	return attach(t, b, append([]string{"--config-net", "--no-map-gw", "-q"}, args...)...)
+}
+
+// attach is connect without options but those of the foreground.
+func attach(t *testing.T, b *bed.Bed, args ...string) *connection {
+	t.Helper()
 	ctx := patience(t, limit)
 	c := &connection{Bed: b}
 	var err error
@@ -127,7 +133,7 @@ func connect(t *testing.T, b *bed.Bed, args ...string) *connection {
 		t.Fatal(err)
 	}
 	pidFile := filepath.Join(scratch(t), "pid")
-	args = append([]string{"--config-net", "--no-map-gw", "-f", "-q", "-P", pidFile}, append(extra(), args...)...)
+	args = append([]string{"-f", "-P", pidFile}, append(extra(), args...)...)
 	cmd := exec.Command(program, append(args, strconv.Itoa(c.target.PID))...)
 	if c.proc, err = b.Host.Spawn(bed.Nobody, cmd); err != nil {
 		t.Fatal(err)
