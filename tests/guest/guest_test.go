@@ -1,0 +1,113 @@
+package guest
+
+import (
+	"strings"
+	"testing"
+
+	"fusilli/tests/bed"
+)
+
+const (
+	macA = "52:54:00:12:34:56"
+	macB = "52:54:00:65:43:21"
+)
+
+// configure gives the guest addresses: those of the host by hand, one of its own by advertisement.
+func configure(t *testing.T, vm *VM) {
+	t.Helper()
+	sh(t, vm, "ip link set eth0 mtu 65520 up; ip addr add "+bed.HostAddr4+"/24 dev eth0; ip route add default via "+bed.FarAddr4)
+	slaac(t, vm)
+}
+
+// slaac waits until the guest has made itself an address and a route from our advertisement.
+func slaac(t *testing.T, vm *VM) {
+	t.Helper()
+	sh(t, vm, `i=0; until ip -6 addr show dev eth0 scope global -tentative | grep -q dynamic && ip -6 route show default | grep -q via
+		do i=$((i+1)); [ $i -lt 200 ] || exit 1; sleep .1; done`)
+}
+
+// healthy checks that the guest's kernel has found no bad checksum.
+func healthy(t *testing.T, vm *VM) {
+	t.Helper()
+	out := sh(t, vm, `awk '/^(Tcp|Udp):/ { if (n[$1]++) { for (i=2; i<=NF; i++) if (name[$1,i]=="InCsumErrors") print $1 $i } else for (i=2; i<=NF; i++) name[$1,i]=$i }' /proc/net/snmp
+		awk '/Ip6InHdrErrors|Icmp6InCsumErrors|Udp6InCsumErrors/ { print $1 ":" $2 }' /proc/net/snmp6`)
+	lines := strings.Fields(out)
+	if len(lines) < 4 {
+		t.Errorf("counters: %q", out)
+	}
+	for _, l := range lines {
+		if !strings.HasSuffix(l, ":0") {
+			t.Errorf("the guest's kernel has counted %s", l)
+		}
+	}
+}
+
+// TestGuest takes one passt through the lives of two machines, beside another passt with a third.
+func TestGuest(t *testing.T) {
+	b := newBed(t)
+	p := start(t, b)
+	vm := boot(t, p, macA)
+	p.said(t, "accepted connection from PID ", 1)
+
+	configure(t, vm)
+	t.Run("router advertisement", func(t *testing.T) {
+		if out := sh(t, vm, "ip -6 addr show dev eth0 scope global"); !strings.Contains(out, "fd77::5054:ff:fe12:3456/64") {
+			t.Errorf("addresses: %s", out)
+		}
+		if out := sh(t, vm, "ip -6 route show default"); !strings.Contains(out, "via fe80::") {
+			t.Errorf("routes: %s", out)
+		}
+	})
+	traffic(t, b, vm)
+	t.Run("ping", func(t *testing.T) {
+		sh(t, vm, "ping -c1 -W5 "+bed.FarAddr4+"; ping -6 -c1 -W5 "+bed.FarAddr6)
+	})
+	t.Run("small MTU", func(t *testing.T) {
+		sh(t, vm, "ip link set eth0 mtu 1500")
+		out(t, b, vm, "tcp", bed.FarAddr4+":5001", sized)
+	})
+	t.Run("another address", func(t *testing.T) {
+		sh(t, vm, "ip link set eth0 down; ip addr flush dev eth0; ip link set eth0 address 52:54:00:99:99:99; ip link set eth0 up; ip addr add 10.77.0.99/24 dev eth0; ip route add default via "+bed.FarAddr4)
+		slaac(t, vm)
+		traffic(t, b, vm)
+	})
+	healthy(t, vm)
+
+	q := start(t, b, "--one-off")
+	vm2 := boot(t, q, macB) // beside the first
+	configure(t, vm2)
+	t.Run("two side by side", func(t *testing.T) {
+		t.Run("", func(t *testing.T) { traffic(t, b, vm2) })
+		out(t, b, vm, "tcp", bed.FarAddr4+":5001", sized)
+	})
+	vm.Close()
+	p.said(t, "Client connection closed", 1)
+	t.Run("restart", func(t *testing.T) {
+		again := boot(t, p, macB)
+		p.said(t, "accepted connection from PID ", 2)
+		configure(t, again)
+		traffic(t, b, again)
+		healthy(t, again)
+		again.Close()
+	})
+	vm2.Close()
+	t.Run("one-off", func(t *testing.T) {
+		select {
+		case <-q.Done():
+			if q.Status() != 0 || !strings.Contains(q.Stderr(), "Client connection closed, exiting") {
+				t.Errorf("status %d: %s", q.Status(), q.Stderr())
+			}
+		case <-patience(t).Done():
+			t.Error("passt goes on without its client")
+		}
+	})
+}
+
+// traffic moves data out over both protocols and families.
+func traffic(t *testing.T, b *bed.Bed, vm *VM) {
+	t.Helper()
+	for _, addr := range []string{bed.FarAddr4 + ":5001", "[" + bed.FarAddr6 + "]:5001"} {
+		t.Run("tcp out to "+addr, func(t *testing.T) { out(t, b, vm, "tcp", addr, sized) })
+		t.Run("udp out to "+addr, func(t *testing.T) { out(t, b, vm, "udp", addr, 100<<10) })
+	}
+}

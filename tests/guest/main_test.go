@@ -1,0 +1,280 @@
+package guest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"fusilli/tests/bed"
+	"fusilli/tests/guest/wire"
+)
+
+// limit is how long anything may take that takes a moment, in a guest that is emulated.
+const limit = 60 * time.Second
+
+var (
+	program string // passt
+	image   Image
+)
+
+func TestMain(m *testing.M) { os.Exit(run(m)) }
+
+func run(m *testing.M) int {
+	fail := func(err error) int {
+		fmt.Fprintln(os.Stderr, "guest:", err)
+		return 1
+	}
+	var env []string
+	if bed.Outside() {
+		if raceEnabled {
+			fmt.Fprintln(os.Stderr, "guest: not run with the race detector, which finds nothing in a guest")
+			return 0
+		}
+		if _, err := exec.LookPath(qemu); err != nil {
+			fmt.Fprintln(os.Stderr, "guest: SKIPPED, nothing tested:", err)
+			return 0
+		}
+		img, err := Build()
+		if err != nil {
+			return fail(err)
+		}
+		dir, err := os.MkdirTemp("", "fusilli-guest")
+		if err != nil {
+			return fail(err)
+		}
+		defer os.RemoveAll(dir)
+		path := os.Getenv("FUSILLI_BIN")
+		if path == "" {
+			path = filepath.Join(dir, "passt")
+			build := exec.Command("go", "build", "-o", path, "fusilli")
+			build.Env = append(os.Environ(), "CGO_ENABLED=0")
+			if _, err := output(build); err != nil {
+				return fail(err)
+			}
+		}
+		env = append(env, "FUSILLI_BIN="+path, "GUEST_KERNEL="+img.Kernel, "GUEST_INITRD="+img.Initrd)
+	}
+	inside, status, err := bed.Isolate(env...)
+	if err != nil {
+		return fail(err)
+	}
+	if !inside {
+		return status
+	}
+	image = Image{Kernel: os.Getenv("GUEST_KERNEL"), Initrd: os.Getenv("GUEST_INITRD")}
+	if program, err = bed.Provide(os.Getenv("FUSILLI_BIN"), "passt"); err != nil {
+		return fail(err)
+	}
+	return m.Run()
+}
+
+func patience(t *testing.T) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+func newBed(t *testing.T) *bed.Bed {
+	t.Helper()
+	b, err := bed.New(bed.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(b.Close)
+	return b
+}
+
+// passt is a running program under test.
+type passt struct {
+	*bed.Process
+	socket string
+}
+
+// start starts passt in the foreground, on the bed's host, with the far peer for gateway, and waits
+// until it is ready. At the end of
+// the test it must still run, or have been waited for, and end with status 0.
+func start(t *testing.T, b *bed.Bed, args ...string) *passt {
+	t.Helper()
+	dir, err := os.MkdirTemp("/run", "passt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	if err := os.Chmod(dir, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	p := &passt{socket: filepath.Join(dir, "socket")}
+	pid := filepath.Join(dir, "pid")
+	p.Process, err = b.Host.Spawn(bed.Nobody, exec.Command(program, append([]string{"-f", "--no-map-gw", "-s", p.socket, "-P", pid}, args...)...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if status := p.Stop(limit); status != 0 {
+			t.Errorf("passt's status is %d, want 0", status)
+		}
+		if t.Failed() {
+			t.Logf("passt: %s", p.Stderr())
+		}
+		if s := p.Stderr(); strings.Contains(s, "panic") {
+			t.Errorf("passt has a fault: %s", s)
+		}
+	})
+	err = bed.Wait(patience(t), "the PID file", func() (bool, error) {
+		select {
+		case <-p.Done():
+			return false, fmt.Errorf("passt has ended: %s", p.Stderr())
+		default:
+		}
+		text, err := os.ReadFile(pid)
+		return err == nil && strings.HasSuffix(string(text), "\n"), nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// said waits until passt has written a line that contains text, so many times.
+func (p *passt) said(t *testing.T, text string, times int) {
+	t.Helper()
+	err := bed.Wait(patience(t), text, func() (bool, error) { return strings.Count(p.Stderr(), text) >= times, nil })
+	if err != nil {
+		t.Errorf("%v: %s", err, p.Stderr())
+	}
+}
+
+func boot(t *testing.T, p *passt, mac string) *VM {
+	t.Helper()
+	vm, err := Start(patience(t), Config{Image: &image, Socket: p.socket, MAC: mac})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(vm.Close)
+	return vm
+}
+
+// sh returns what a command that must succeed in the guest writes.
+func sh(t *testing.T, vm *VM, line string) string {
+	t.Helper()
+	out, err := vm.Spawn(line).Wait(patience(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// sized is how much a transfer moves.
+const sized = 4 << 20
+
+// out moves a stream from the guest to addr, where the far peer listens.
+func out(t *testing.T, b *bed.Bed, vm *VM, network, addr string, n int64) {
+	t.Helper()
+	const number = 7
+	got := make(chan string, 1)
+	switch network {
+	case "tcp":
+		l, err := b.Far.Listen("tcp", addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		go func() {
+			c, err := l.Accept()
+			if err != nil {
+				got <- err.Error()
+				return
+			}
+			defer c.Close()
+			d := wire.NewDigest()
+			if _, err := io.Copy(d, c); err != nil {
+				got <- err.Error()
+				return
+			}
+			got <- d.String()
+		}()
+	default:
+		c, err := b.Far.ListenPacket("udp", addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		go func() {
+			d, buf := wire.NewDigest(), make([]byte, 65536)
+			for {
+				k, _, err := c.ReadFrom(buf)
+				if err != nil {
+					got <- err.Error()
+					return
+				}
+				if k == 0 {
+					got <- d.String()
+					return
+				}
+				d.Write(buf[:k])
+			}
+		}()
+	}
+	sh(t, vm, fmt.Sprintf("send %s %s %d %d", network, addr, number, n))
+	select {
+	case s := <-got:
+		if want := wire.DigestOf(number, n); s != want {
+			t.Errorf("%s to %s: got %s, want %s", network, addr, s, want)
+		}
+	case <-patience(t).Done():
+		t.Errorf("%s to %s: the end did not come", network, addr)
+	}
+}
+
+// in moves a stream from ns to the guest, which listens on port, by way of addr.
+func in(t *testing.T, ns *bed.NS, vm *VM, network, addr string, n int64) {
+	t.Helper()
+	const number = 8
+	ctx := patience(t)
+	_, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sink := vm.Spawn("sink " + network + " :" + port)
+	if err := sink.Expect(ctx, "listening"); err != nil {
+		t.Fatal(err)
+	}
+	c, err := ns.Dial(ctx, network, addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	src := io.LimitReader(wire.Stream(number), n)
+	if network == "tcp" {
+		if _, err := io.Copy(struct{ io.Writer }{c}, src); err != nil {
+			t.Fatal(err)
+		}
+		c.(*net.TCPConn).CloseWrite()
+	} else {
+		b := make([]byte, 1200)
+		for err == nil {
+			var k int
+			if k, err = io.ReadFull(src, b); k > 0 {
+				c.Write(b[:k])
+				time.Sleep(500 * time.Microsecond) // paces the sender: an emulated guest is slow
+			}
+		}
+		if !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
+			t.Fatal(err)
+		}
+		c.Write(nil)
+	}
+	got, err := sink.Wait(ctx)
+	if want := fmt.Sprint(wire.DigestOf(number, n), " ", n); err != nil || got != want {
+		t.Errorf("%s to %s: the guest got %s, %v, want %s", network, addr, got, err, want)
+	}
+}
