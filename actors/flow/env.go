@@ -47,6 +47,9 @@ type Env struct {
 	// all flows.
 	Held atomic.Int64
 
+	// Ended are the TCP connections that have ended well of late.
+	Ended Ended
+
 	// Rhythm decides whether the next message is looked for before one sleeps.
 	Rhythm Rhythm[Port]
 

@@ -168,6 +168,7 @@ func (c *conn) step() {
 		if c.ackNow {
 			c.sendAck()
 		}
+		c.env.Ended.Add(c.port.Key(), c.sndNxt, c.rcvNxt)
 		c.over = true
 		return
 	}

@@ -596,6 +596,64 @@ func TestLongestFrame(t *testing.T) {
 	})
 }
 
+// TestLateSegments is what happens to segments of a connection that has ended: a guest that did not
+// get our last acknowledgement gets it again, and no reset.
+func TestLateSegments(t *testing.T) {
+	forFamilies(t, func(t *testing.T, fam family) {
+		b := newBed(t, fam)
+		b.establish(b.serve)
+		b.send(seg{data: data(0, 10), flags: frame.FIN})
+		b.read(10)
+		b.eof()
+		b.acked()
+		b.host.Close()
+		b.until("FIN", func(s seg) bool { return s.flags&frame.FIN != 0 })
+		b.rcv++
+		b.send(seg{})
+		b.over()
+		end := b.snd
+		for _, tt := range []struct {
+			name string
+			in   seg
+			want seg
+		}{
+			{"the end", seg{flags: frame.ACK | frame.FIN, seq: end - 1}, seg{flags: frame.ACK, seq: b.rcv, ack: end, wnd: 65535}},
+			{"data and the end", seg{flags: frame.ACK | frame.FIN, seq: end - 11, data: data(0, 10)},
+				seg{flags: frame.ACK, seq: b.rcv, ack: end, wnd: 65535}},
+			{"data", seg{flags: frame.ACK, seq: end - 11, data: data(0, 10)}, seg{flags: frame.ACK, seq: b.rcv, ack: end, wnd: 65535}},
+			{"acknowledgement", seg{flags: frame.ACK, seq: end}, seg{}},
+			{"RST", seg{flags: frame.RST | frame.ACK, seq: end}, seg{}},
+			{"something new", seg{flags: frame.ACK, seq: end, data: data(0, 1)}, seg{flags: frame.RST, seq: b.rcv}},
+			{"from another time", seg{flags: frame.ACK, seq: end + 1<<30}, seg{flags: frame.RST, seq: b.rcv}},
+			{"SYN,ACK", seg{flags: frame.SYN | frame.ACK, seq: end - 1}, seg{flags: frame.RST, seq: b.rcv}},
+		} {
+			t.Run(tt.name, func(t *testing.T) {
+				tt.in.ack = b.rcv
+				f := b.frameOf(tt.in)
+				var p frame.Packet
+				if why := frame.Parse(f, &p); why != frame.OK {
+					t.Fatal(why)
+				}
+				out := make([]byte, frame.MaxFrame)
+				n := Refuse(b.env, f, &p, out)
+				if tt.want.flags == 0 || n == 0 {
+					if n != 0 || tt.want.flags != 0 {
+						t.Errorf("answer of %d bytes, want %v", n, tt.want)
+					}
+					return
+				}
+				s, err := b.decode(out[:n])
+				if err != nil {
+					t.Fatal(err)
+				}
+				if s.String() != tt.want.String() {
+					t.Errorf("%v, want %v", s, tt.want)
+				}
+			})
+		}
+	})
+}
+
 func TestDialFails(t *testing.T) {
 	b := newBed(t, families[0])
 	b.sendSYN()

@@ -34,7 +34,9 @@
 //	established  data both ways; each direction ends by itself (guestFIN, finSent)
 //
 // An actor ends when both directions have ended and both FINs are acknowledged, on a reset from
-// either side, when retransmissions are used up, or after two hours without a segment.
+// either side, when retransmissions are used up, or after two hours without a segment. In place of
+// TIME-WAIT, a connection that has ended well is remembered for a minute (flow.Ended), so that a guest
+// that has missed our last acknowledgement gets another one.
 //
 // # Timers
 //
