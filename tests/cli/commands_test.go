@@ -31,7 +31,7 @@ import (
 //	ip ARGS...                    run ip as root on the host
 //
 // In the lines of a file words stand in single quotes where they have blanks or are empty, and {xN}
-// is N times x.
+// is N times x. In TEXT, \n begins another line.
 var commands = map[string]func(ts *testscript.TestScript, neg bool, args []string){
 	"status": func(ts *testscript.TestScript, neg bool, args []string) {
 		plain(ts, "status", neg, args, 2)
@@ -145,7 +145,8 @@ func rows(ts *testscript.TestScript, name string, neg bool, args, more []string,
 		if err := cmd.Wait(); cmd.ProcessState == nil {
 			ts.Fatalf("%v: %v", cmd.Args, err)
 		}
-		if wrong := check(cmd.ProcessState.ExitCode(), out.String(), errs.String(), expand(want)); wrong != "" {
+		want = strings.ReplaceAll(expand(want), `\n`, "\n")
+		if wrong := check(cmd.ProcessState.ExitCode(), out.String(), errs.String(), want); wrong != "" {
 			ts.Fatalf("%s %.200s: %.2000s", args[0], line, wrong)
 		}
 	}
