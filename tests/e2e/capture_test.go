@@ -72,7 +72,7 @@ func TestCaptureOfATransfer(t *testing.T) {
 	if _, err := exec.LookPath("tshark"); err != nil {
 		t.Skip("no tshark")
 	}
-	const mib = 8 << 20
+	const mib = 2 << 20
 	for _, mtu := range []int{65520, 1500} {
 		for _, f := range families {
 			t.Run(fmt.Sprintf("%s, MTU %d", f.name, mtu), func(t *testing.T) {
