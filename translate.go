@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"fusilli/actors"
+	"fusilli/actors/flow"
 	"fusilli/actors/neigh"
 	"fusilli/actors/rules"
 	"fusilli/actors/sock"
@@ -71,6 +72,7 @@ func translate(ctx context.Context, cfg *config.Config, env *process.Env, log *z
 	defer watch.close()
 	ec := engineConfig(cfg, host, &dns, &guest, watch.link, logging.Limit(log))
 	ec.DHCP, ec.DHCPv6 = dhcpServers(cfg, host, &dns, log)
+	ec.Announce = flow.NewAnnouncer(log)
 	stream, _ := link.(*tapio.Stream)
 	if stream != nil {
 		ec.Gate = stream

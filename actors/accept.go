@@ -35,7 +35,7 @@ func (e *Engine) AcceptTCP(fd int, k flow.Key) {
 		err = errGone
 	} else if !e.cfg.NoTCP && e.carries(&k) && !frame.IsMulticast(&k.Guest) {
 		_, err = e.start(&k, &e.env.Counters.TCP, func(p *flow.Port) {
-			e.began.fromHost(&k, peer, fd)
+			e.announce(&k, peer, fd)
 			tcp.ServeAccepted(e.env, p, fd, peer)
 		})
 	}
@@ -64,7 +64,7 @@ func (e *Engine) AcceptUDP(fd int, k flow.Key, first [][]byte) {
 			kept[i] = bytes.Clone(d)
 		}
 		_, err = e.start(&k, &e.env.Counters.UDP, func(p *flow.Port) {
-			e.began.fromHost(&k, peer, fd)
+			e.announce(&k, peer, fd)
 			udp.ServeAccepted(e.env, p, fd, peer, kept)
 		})
 	}
@@ -81,6 +81,14 @@ func (e *Engine) carries(k *flow.Key) bool {
 		k.GuestPort != 0 && k.RemotePort != 0 &&
 		!frame.IsUnspecified(&k.Guest) && !frame.IsLoopback(&k.Guest) &&
 		!frame.IsUnspecified(&k.Remote) && !frame.IsLoopback(&k.Remote) && !frame.IsMulticast(&k.Remote)
+}
+
+// announce tells of the flow k that peer has begun with the socket fd.
+func (e *Engine) announce(k *flow.Key, peer netip.AddrPort, fd int) {
+	if e.cfg.Announce.On() {
+		local, _ := sock.Local(fd)
+		e.cfg.Announce.FromHost(k, peer, local)
+	}
 }
 
 func (e *Engine) refused(k *flow.Key, err error) {

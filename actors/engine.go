@@ -36,6 +36,8 @@ type Config struct {
 	Gate tapio.Gate // Link's, if it has one
 	Log  *zap.Logger
 
+	Announce *flow.Announcer // nil: flows begin silently
+
 	OurMAC   frame.MAC // source of all frames to the guest
 	GuestMAC frame.MAC // destination until the guest has sent a frame
 	MTU      int       // of the link, in bytes of IP packet; 0: not known
@@ -71,7 +73,6 @@ type Engine struct {
 	services services
 	full     atomic.Bool // the table is full, and that was logged
 	seen     seen
-	began    announcer
 
 	mu    sync.Mutex // between a flow's beginning and the engine's end
 	ended bool       // no more flows
@@ -101,7 +102,6 @@ func New(cfg Config) *Engine {
 		services: newServices(&cfg),
 		seen:     seen{guest: cfg.Guest, assigned6: cfg.Rules.Assigned6, frozen4: cfg.Frozen4, frozen6: cfg.Frozen6},
 	}
-	e.began.log = cfg.Log
 	e.env.SetGuestMAC(cfg.GuestMAC)
 	e.env.Present = e.present
 	if cfg.Gate != nil {
@@ -374,7 +374,7 @@ func (e *Engine) create(k *flow.Key, b []byte, pkt *frame.Packet) *flow.Port {
 	case err != nil:
 		return drop
 	}
-	e.began.fromGuest(k, host)
+	e.cfg.Announce.FromGuest(k, host)
 	return p
 }
 

@@ -11,6 +11,7 @@ import (
 
 	"fusilli/actors/flow"
 	"fusilli/actors/sock"
+	"fusilli/tapio/frame"
 )
 
 const (
@@ -44,7 +45,10 @@ type datagrams struct {
 func (s *Splicer) UDP(fd int, to Side, src, dst netip.AddrPort, first [][]byte) {
 	src = netip.AddrPortFrom(src.Addr().Unmap(), src.Port())
 	dst = netip.AddrPortFrom(dst.Addr().Unmap(), dst.Port())
-	s.start(&s.counters.UDP, func() { closeFD(fd) }, func(w *watch) { s.serveUDP(w, fd, to, src, dst, first) })
+	s.start(&s.counters.UDP, func() { closeFD(fd) }, func(w *watch) {
+		s.announce(frame.ProtoUDP, fd, to, dst)
+		s.serveUDP(w, fd, to, src, dst, first)
+	})
 }
 
 func (s *Splicer) serveUDP(w *watch, fd int, to Side, src, dst netip.AddrPort, first [][]byte) {
