@@ -11,6 +11,7 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
+	"fusilli/actors/flow"
 	"fusilli/actors/forward"
 	"fusilli/actors/rules"
 	"fusilli/autodetect"
@@ -68,7 +69,7 @@ type ports struct {
 }
 
 // listen opens what listens for the rules of table. The caller has it run, or closes it.
-func listen(cfg *config.Config, host *autodetect.Host, env *process.Env, table *config.Table, tap forward.Tap, log *zap.Logger) (*ports, error) {
+func listen(cfg *config.Config, host *autodetect.Host, env *process.Env, table *config.Table, tap forward.Tap, announce *flow.Announcer, log *zap.Logger) (*ports, error) {
 	p := &ports{}
 	c := forward.Config{
 		Log: log, Tap: tap,
@@ -78,7 +79,7 @@ func listen(cfg *config.Config, host *autodetect.Host, env *process.Env, table *
 	if env.NetNS != nil {
 		kernel := autodetect.ReadKernel(os.DirFS(autodetect.Sysctls))
 		p.splicer = splice.New(splice.Config{
-			Log: logging.Limit(log), InNamespace: env.NetNS.Do,
+			Log: logging.Limit(log), Announce: announce, InNamespace: env.NetNS.Do,
 			UDPTimeout: kernel.UDPTimeout, UDPStreamTimeout: kernel.UDPStreamTimeout,
 		})
 		c.Splice, c.InNamespace = socketToSocket{p.splicer}, env.NetNS.Do
@@ -160,7 +161,7 @@ func translateLocally(ctx context.Context, cfg *config.Config, host *autodetect.
 			log.Info(line)
 		}
 	}
-	ports, err := listen(cfg, host, env, table, nil, log)
+	ports, err := listen(cfg, host, env, table, nil, flow.NewAnnouncer(log), log)
 	if err != nil {
 		return err
 	}
@@ -168,8 +169,13 @@ func translateLocally(ctx context.Context, cfg *config.Config, host *autodetect.
 		ports.Close()
 		return err
 	}
-	return ports.together(ctx, func(ctx context.Context) error {
+	watch := observe(cfg, nil, log)
+	defer watch.close()
+	watch.start(spliceCounts(ports.splicer))
+	err = ports.together(ctx, func(ctx context.Context) error {
 		<-ctx.Done()
 		return nil
 	})
+	dumpCounts(log, nil, ports.splicer)
+	return err
 }

@@ -31,10 +31,13 @@ type observer struct {
 	end     context.CancelFunc
 }
 
-// observe begins what cfg asks for on link. A capture that cannot be begun is not missed by anybody
-// else.
+// observe begins what cfg asks for on link, nil if there is none. A capture that cannot be begun is not
+// missed by anybody else.
 func observe(cfg *config.Config, link tapio.Link, log *zap.Logger) *observer {
 	o := &observer{link: link, cfg: cfg, log: log}
+	if link == nil {
+		return o
+	}
 	if cfg.Log.Stats > 0 {
 		o.counted = &counted{Link: o.link}
 		o.link = o.counted
@@ -64,12 +67,15 @@ func (o *observer) begin(path string) {
 
 // start begins the table of --stats, with what else is counted.
 func (o *observer) start(others []count) {
-	if o.counted == nil {
+	if o.cfg.Log.Stats <= 0 {
 		return
+	}
+	if o.counted != nil {
+		others = append(o.counted.counts(), others...)
 	}
 	ctx, end := context.WithCancel(context.Background())
 	o.end = end
-	o.parts.Go(func() { printStats(ctx, os.Stderr, o.cfg.Log.Stats, append(o.counted.counts(), others...)) })
+	o.parts.Go(func() { printStats(ctx, os.Stderr, o.cfg.Log.Stats, others) })
 }
 
 // close ends all of it, once the link carries nothing more.

@@ -10,6 +10,7 @@ import (
 	"go.uber.org/zap"
 
 	"fusilli/actors/flow"
+	"fusilli/splice"
 	"fusilli/tapio/frame"
 )
 
@@ -43,30 +44,59 @@ func flowCounts(c *flow.Counters) []count {
 	}
 }
 
-// dumpCounts logs what was counted, each under its full name, for those who debug.
-func dumpCounts(log *zap.Logger, c *flow.Counters) {
-	if log.Check(zap.DebugLevel, "") == nil {
+// spliceCounts are those that come from a splicer, nil for none.
+func spliceCounts(s *splice.Splicer) []count {
+	if s == nil {
+		return nil
+	}
+	c := s.Counters()
+	return []count{
+		{"spltcp", c.TCP.Load}, // flows made
+		{"spludp", c.UDP.Load}, // flows made
+		{"splref", c.Refused.Load},
+		{"spllos", c.Lost.Load},
+		{"splerr", func() uint64 { return c.Full.Load() + c.Failed.Load() + c.Panics.Load() }},
+	}
+}
+
+// dumpCounts logs what an engine and a splicer have counted, for those who debug. Either may be nil.
+func dumpCounts(log *zap.Logger, c *flow.Counters, s *splice.Splicer) {
+	if !log.Core().Enabled(zap.DebugLevel) {
 		return
 	}
-	fields := []zap.Field{
-		zap.Uint64("tcp", c.TCP.Load()), zap.Uint64("udp", c.UDP.Load()), zap.Uint64("icmp", c.ICMP.Load()),
-	}
+	var fields []zap.Field
 	add := func(name string, n uint64) {
 		if n > 0 {
 			fields = append(fields, zap.Uint64(name, n))
 		}
 	}
-	add("no_flow", c.NoFlow.Load())
-	add("mailbox_full", c.MailboxFull.Load())
-	add("slabs_out", c.SlabsOut.Load())
-	add("services_full", c.ServiceDrops.Load())
-	add("bad_dhcp", c.BadDHCP.Load())
-	add("bad_dhcpv6", c.BadDHCPv6.Load())
-	add("link_dropped", c.LinkDropped.Load())
-	add("table_full", c.TableFull.Load())
-	add("panics", c.Panics.Load())
-	for i := range c.Dropped {
-		add("dropped_"+frame.Reason(i).String(), c.Dropped[i].Load())
+	if c != nil {
+		add("tcp", c.TCP.Load())
+		add("udp", c.UDP.Load())
+		add("icmp", c.ICMP.Load())
+		add("no_flow", c.NoFlow.Load())
+		add("mailbox_full", c.MailboxFull.Load())
+		add("slabs_out", c.SlabsOut.Load())
+		add("services_full", c.ServiceDrops.Load())
+		add("bad_dhcp", c.BadDHCP.Load())
+		add("bad_dhcpv6", c.BadDHCPv6.Load())
+		add("link_dropped", c.LinkDropped.Load())
+		add("table_full", c.TableFull.Load())
+		add("panics", c.Panics.Load())
+		for i := range c.Dropped {
+			add("dropped_"+frame.Reason(i).String(), c.Dropped[i].Load())
+		}
+	}
+	if s != nil {
+		c := s.Counters()
+		add("spliced_tcp", c.TCP.Load())
+		add("spliced_udp", c.UDP.Load())
+		add("spliced_bytes", c.Bytes.Load())
+		add("spliced_refused", c.Refused.Load())
+		add("spliced_full", c.Full.Load())
+		add("spliced_failed", c.Failed.Load())
+		add("spliced_lost", c.Lost.Load())
+		add("spliced_panics", c.Panics.Load())
 	}
 	log.Debug("Counters at the end", fields...)
 }

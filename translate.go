@@ -81,7 +81,7 @@ func translate(ctx context.Context, cfg *config.Config, env *process.Env, log *z
 	if stream != nil {
 		stream.OnConnect(engine.Greet)
 	}
-	ports, err := listen(cfg, host, env, table, engine, log)
+	ports, err := listen(cfg, host, env, table, engine, ec.Announce, log)
 	if err != nil {
 		link.Close()
 		return err
@@ -91,9 +91,9 @@ func translate(ctx context.Context, cfg *config.Config, env *process.Env, log *z
 		link.Close()
 		return err
 	}
-	watch.start(flowCounts(engine.Counters()))
+	watch.start(append(flowCounts(engine.Counters()), spliceCounts(ports.splicer)...))
 	err = ports.together(ctx, engine.Run)
-	dumpCounts(log, engine.Counters())
+	dumpCounts(log, engine.Counters(), ports.splicer)
 	return lostLink(err, log)
 }
 
