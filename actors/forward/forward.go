@@ -199,7 +199,10 @@ func (f *Forwarder) Add(dir config.Direction, list ...config.Rule) ([]Failure, e
 		case len(failed) == 0 || cr.Weak && cr.Scan:
 		case !cr.Weak:
 			failure = errListen
-		case len(r.listeners) == 0 && failure == nil:
+		case len(r.listeners) > 0 || failure != nil:
+		case exhausted(failed[len(failed)-1].Err) && f.count() > 0:
+			// Others have them: that is no fault of this rule.
+		default:
 			failure = errAll(s.which, &cr)
 		}
 	}

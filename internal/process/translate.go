@@ -75,6 +75,7 @@ func Translate(start *Start, spec Spec, log *logging.Logger, run func(context.Co
 		if err == nil {
 			err = context.Cause(ctx)
 		}
+		log.Sync()                           // what was said before the failure comes before it
 		send(linkFD, answerFail+err.Error()) // if the launcher is gone, nobody wants to know
 		return 1
 	case err != nil:
