@@ -346,7 +346,7 @@ func TestOptions(t *testing.T) {
 func TestSummary(t *testing.T) {
 	for argv, want := range map[string]bool{
 		"pasta": false, "pasta ls": false, "pasta -d ls": true, "pasta --trace": true,
-		"pasta 1": true, "pasta -q 1": false, "pasta --netns n": true, "passt": true, "passt -q": false,
+		"pasta -F 3": true, "pasta -q -F 3": false, "pasta 1": true, "pasta -q 1": false, "pasta --netns n": true, "passt": true, "passt -q": false,
 	} {
 		if got := parse(t, argv).Log.Summary; got != want {
 			t.Errorf("%s: %v, want %v", argv, got, want)
