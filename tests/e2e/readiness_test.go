@@ -18,6 +18,7 @@ import (
 // A port is forwarded when the launcher returns: a connection right after that, from afar and from
 // the host itself, is never refused.
 func TestForwardingIsReadyWhenTheLauncherEnds(t *testing.T) {
+	t.Parallel()
 	b := newBed(t, defaultBed)
 	target, err := b.Target(patience(t, limit))
 	if err != nil {
