@@ -16,6 +16,7 @@ import (
 
 	"fusilli/config"
 	"fusilli/internal/process"
+	"fusilli/internal/slirp"
 )
 
 // version is set by the build (-ldflags -X).
@@ -29,9 +30,12 @@ func run() int {
 	if err != nil {
 		return fail(err.Error())
 	}
-	cfg, err := config.Parse(os.Args)
+	cfg, front, err := commandLine(os.Args)
 	if err != nil {
 		return refuse(err)
+	}
+	if front != nil && (front.Help || front.Version) {
+		return showSlirp(front)
 	}
 	spec := spec(cfg)
 	switch start.Role {
@@ -49,7 +53,24 @@ func run() int {
 		}
 		return 1
 	}
+	if front != nil {
+		return launchSlirp(start, cfg, front, spec)
+	}
 	return launch(start, cfg, spec)
+}
+
+// commandLine reads a command line, in the language of the program that argv[0] names. The options
+// are nil unless that is slirp4netns.
+func commandLine(argv []string) (*config.Config, *slirp.Options, error) {
+	if !slirp.Named(argv) {
+		cfg, err := config.Parse(argv)
+		return cfg, nil, err
+	}
+	o, err := slirp.Parse(argv)
+	if err != nil || o.Help || o.Version {
+		return nil, o, err
+	}
+	return o.Config(), o, nil
 }
 
 // launch is the part of the process the user started.
@@ -187,6 +208,14 @@ func refuse(err error) int {
 		warn(usage.Warnings)
 		fail(err.Error())
 		config.Help(os.Stderr, usage.Mode, os.Args[0]) // nowhere else to report to
+		return 1
+	}
+	var slirpUsage *slirp.UsageError
+	if errors.As(err, &slirpUsage) {
+		if slirpUsage.Text != "" {
+			fail(slirpUsage.Text)
+		}
+		slirp.Help(os.Stderr)
 		return 1
 	}
 	var plain *config.Error

@@ -101,8 +101,12 @@ func dhcpServers(cfg *config.Config, host *autodetect.Host, dns *autodetect.DNS,
 		s6 *dhcpv6.Server
 	)
 	if dhcp4(cfg, host) {
+		leased := host.V4.Address
+		if cfg.IPv4.Leased.IsValid() {
+			leased = cfg.IPv4.Leased
+		}
 		s4 = dhcp.New(&dhcp.Config{
-			MAC: frame.MAC(cfg.MAC), Guest: host.V4.Address, PrefixLen: host.V4.PrefixLen, Gateway: host.V4.Gateway,
+			MAC: frame.MAC(cfg.MAC), Guest: leased, PrefixLen: host.V4.PrefixLen, Gateway: host.V4.Gateway,
 			MTU: cfg.MTU, Resolvers: v4, Search: search, Hostname: cfg.Hostname, FQDN: cfg.FQDN, Log: log,
 		})
 	}

@@ -86,11 +86,16 @@ func translate(ctx context.Context, cfg *config.Config, env *process.Env, log *z
 		link.Close()
 		return err
 	}
-	if err := env.Ready(); err != nil {
+	api, err := openAPI(cfg, env, ports)
+	if err == nil {
+		err = env.Ready()
+	}
+	if err != nil {
 		ports.Close()
 		link.Close()
 		return err
 	}
+	defer api.serve(ctx)()
 	watch.start(append(flowCounts(engine.Counters()), spliceCounts(ports.splicer)...))
 	err = ports.together(ctx, engine.Run)
 	dumpCounts(log, engine.Counters(), ports.splicer)
@@ -116,7 +121,7 @@ func connect(cfg *config.Config, host *autodetect.Host, env *process.Env, log *z
 		if guest, err = netconf.Configure(tap.Name(), plan(cfg, host)); err != nil {
 			return err
 		}
-		if cfg.ConfigNet && host.V6.Enabled() && !guest.NoV6 {
+		if cfg.ConfigNet && !cfg.Autoconf && host.V6.Enabled() && !guest.NoV6 {
 			netconf.AwaitLocal(host.V6.Address, localRouteWait)
 		}
 		return nil
@@ -181,9 +186,13 @@ func plan(cfg *config.Config, host *autodetect.Host) netconf.Plan {
 			Addresses: h.Addresses, Routes: h.Routes,
 		}
 	}
+	v6 := family(&cfg.IPv6, &host.V6)
+	if cfg.Autoconf {
+		v6 = netconf.Family{Enabled: v6.Enabled}
+	}
 	return netconf.Plan{
 		Configure: cfg.ConfigNet, MAC: cfg.GuestMAC, MTU: cfg.MTU, TxQueueLen: tapQueueLen,
-		V4: family(&cfg.IPv4, &host.V4), V6: family(&cfg.IPv6, &host.V6),
+		V4: family(&cfg.IPv4, &host.V4), V6: v6,
 	}
 }
 
@@ -209,6 +218,10 @@ func engineConfig(cfg *config.Config, host *autodetect.Host, dns *autodetect.DNS
 			DNSHost6:      dns.V6.Host,
 			OurTap4:       host.V4.Gateway,
 			OurLinkLocal:  host.V6.LinkLocal,
+			Link4:         cfg.IPv4.Link,
+			Link6:         cfg.IPv6.Link,
+			Echo4:         cfg.IPv4.Echo,
+			Echo6:         cfg.IPv6.Echo,
 		},
 		Host: sock.Host{
 			Scope: uint32(max(host.V6.Index, 0)),

@@ -339,6 +339,12 @@ func (e *Engine) create(k *flow.Key, b []byte, pkt *frame.Packet) *flow.Port {
 		return drop
 	}
 	addrs := e.Rules()
+	switch addrs.Gate(k.Proto, netip.AddrPortFrom(dst, pkt.DstPort)) {
+	case rules.Silent:
+		return drop
+	case rules.Refused, rules.Answered:
+		return e.services.refuse
+	}
 	host := addrs.Out(k.Proto, netip.AddrPortFrom(dst, pkt.DstPort))
 	var serve func(*flow.Port)
 	made := &e.env.Counters.ICMP

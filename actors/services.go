@@ -3,6 +3,7 @@ package actors
 import (
 	"context"
 	"errors"
+	"net/netip"
 	"runtime/debug"
 	"sync"
 
@@ -12,6 +13,7 @@ import (
 	"fusilli/actors/dhcpv6"
 	"fusilli/actors/flow"
 	"fusilli/actors/neigh"
+	"fusilli/actors/rules"
 	"fusilli/actors/tcp"
 	"fusilli/tapio/frame"
 )
@@ -20,7 +22,7 @@ import (
 // that a flood of one kind of question costs the others nothing.
 type services struct {
 	neigh  *flow.Port // ARP and NDP
-	refuse *flow.Port // TCP segments of no connection
+	refuse *flow.Port // TCP segments of no connection, and what we answer for others
 	dhcp   *flow.Port // nil: there is no server
 	dhcpv6 *flow.Port // nil: there is no server
 }
@@ -140,6 +142,13 @@ func (e *Engine) answerNeigh(v *flow.View, pkt *frame.Packet, out []byte) int {
 }
 
 func (e *Engine) answerStray(v *flow.View, pkt *frame.Packet, out []byte) int {
+	addrs := e.Rules()
+	switch addrs.Gate(uint16(pkt.Proto), netip.AddrPortFrom(frame.NetIP(pkt.Dst), pkt.DstPort)) {
+	case rules.Refused:
+		return frame.PutUnreachable(out, e.env.OurMAC, v.Frame, pkt)
+	case rules.Answered:
+		return frame.PutEchoReply(out, e.env.OurMAC, v.Frame, pkt)
+	}
 	if pkt.Kind != frame.TCP {
 		return 0
 	}

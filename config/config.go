@@ -64,6 +64,10 @@ type Config struct {
 	MTU       int              // bytes, announced and with ConfigNet set; 0: neither
 	ConfigNet bool             // Pasta: configure the guest's interface
 
+	// Autoconf leaves the IPv6 addresses and routes of the guest's interface to our router
+	// advertisements, even with ConfigNet.
+	Autoconf bool
+
 	IPv4, IPv6   Family
 	NoMapGateway bool // the gateway is no alias of the host's loopback address, see Family
 
@@ -186,6 +190,14 @@ type Family struct {
 	// HostGuestAddr is the guest's alias of its own address on the host. Not given: none.
 	HostGuestAddr netip.Addr
 
+	// Link is a network that exists on the guest's link only: addresses in it that mean nothing
+	// else lead nowhere. Not given: none.
+	Link netip.Prefix
+	// Echo, in Link, answers echo requests, and refuses what it means nothing for. Not given: none.
+	Echo netip.Addr
+	// Leased is the address that DHCP assigns. Not given: Address.
+	Leased netip.Addr
+
 	DNS        []netip.Addr // resolvers announced; empty: from resolv.conf
 	DNSForward netip.Addr   // what the guest sends there on the ports of DNS goes to DNSHost
 	DNSHost    netip.Addr   // not given: the first of resolv.conf
@@ -216,6 +228,10 @@ const (
 
 // defaultMAC is locally administered, so it is nobody else's.
 var defaultMAC = [6]byte{0x9a, 0x55, 0x9a, 0x55, 0x9a, 0x55}
+
+// Defaults returns the values that hold for mode unless something else is said, for another front
+// end than the command line of pasta and passt. The caller may change it before it is used.
+func Defaults(mode Mode) *Config { return defaults(mode, false) }
 
 func defaults(mode Mode, vhostUser bool) *Config {
 	mac := defaultMAC

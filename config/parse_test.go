@@ -12,7 +12,10 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 )
 
-var equalAddrs = cmp.Comparer(func(a, b netip.Addr) bool { return a == b })
+var equalAddrs = cmp.Options{
+	cmp.Comparer(func(a, b netip.Addr) bool { return a == b }),
+	cmp.Comparer(func(a, b netip.Prefix) bool { return a == b }),
+}
 
 // parse reads words, a blank between two.
 func parse(t *testing.T, line string) *Config {

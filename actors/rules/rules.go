@@ -29,6 +29,11 @@ type Rules struct {
 	DNSMatch4, DNSMatch6, DNSHost4, DNSHost6 netip.Addr
 	// OurTap4 and OurLinkLocal are our own addresses on the guest's link.
 	OurTap4, OurLinkLocal netip.Addr
+	// Link4 and Link6 are networks that exist on the guest's link only: addresses in them that are
+	// none of the above lead nowhere. In them, Echo4 and Echo6 answer echo requests, whatever else
+	// they mean.
+	Link4, Link6 netip.Prefix
+	Echo4, Echo6 netip.Addr
 }
 
 // Guest is where the guest was last seen. An invalid address is one that is not known.
@@ -52,6 +57,33 @@ const (
 // number; the port of dst means something for TCP and UDP only, and never changes.
 func (r *Rules) Out(proto uint16, dst netip.AddrPort) netip.AddrPort {
 	return netip.AddrPortFrom(r.out(proto, dst.Addr(), dst.Port()), dst.Port())
+}
+
+// Gate is what becomes of a flow the guest opens.
+type Gate uint8
+
+// The gates.
+const (
+	Open     Gate = iota
+	Silent        // nobody is there
+	Refused       // somebody is there, with nothing behind: network unreachable
+	Answered      // somebody is there, and answers to echo requests
+)
+
+// Gate says what becomes of a flow the guest opens to dst.
+func (r *Rules) Gate(proto uint16, dst netip.AddrPort) Gate {
+	a := dst.Addr()
+	switch {
+	case !(r.Link4.IsValid() && r.Link4.Contains(a)) && !(r.Link6.IsValid() && r.Link6.Contains(a)):
+		return Open
+	case a == r.Echo4 && proto == unix.IPPROTO_ICMP, a == r.Echo6 && proto == unix.IPPROTO_ICMPV6:
+		return Answered
+	case r.out(proto, a, dst.Port()) != a:
+		return Open
+	case a == r.Echo4, a == r.Echo6:
+		return Refused
+	}
+	return Silent
 }
 
 func (r *Rules) out(proto uint16, dst netip.Addr, port uint16) netip.Addr {

@@ -137,3 +137,44 @@ func TestIn(t *testing.T) {
 		})
 	}
 }
+
+// TestGate: a network that exists on the guest's link only has a gateway, a resolver, and nobody else.
+func TestGate(t *testing.T) {
+	addr := netip.MustParseAddr
+	r := Rules{
+		Link4: netip.MustParsePrefix("10.0.2.0/24"), Link6: netip.MustParsePrefix("fd00::/64"),
+		Echo4: addr("10.0.2.2"), Echo6: addr("fd00::2"),
+		DNSMatch4: addr("10.0.2.3"), DNSHost4: addr("192.0.2.53"),
+	}
+	mapped := r
+	mapped.HostLoopback4, mapped.HostLoopback6 = r.Echo4, r.Echo6
+	const tcp, udp, icmp, icmp6 = 6, 17, 1, 58
+	for _, row := range []struct {
+		name  string
+		rules *Rules
+		proto uint16
+		dst   string
+		want  Gate
+	}{
+		{"outside", &r, tcp, "198.51.100.7:80", Open},
+		{"outside, IPv6", &r, tcp, "[2001:db8::7]:80", Open},
+		{"the gateway", &r, tcp, "10.0.2.2:80", Refused},
+		{"the gateway, datagrams", &r, udp, "10.0.2.2:80", Refused},
+		{"the gateway, IPv6", &r, tcp, "[fd00::2]:80", Refused},
+		{"the gateway, echo", &r, icmp, "10.0.2.2:0", Answered},
+		{"the gateway, echo, IPv6", &r, icmp6, "[fd00::2]:0", Answered},
+		{"the gateway that leads to the host", &mapped, tcp, "10.0.2.2:80", Open},
+		{"the gateway that leads to the host, IPv6", &mapped, tcp, "[fd00::2]:80", Open},
+		{"the gateway that leads to the host, echo", &mapped, icmp, "10.0.2.2:0", Answered},
+		{"the resolver", &r, udp, "10.0.2.3:53", Open},
+		{"the resolver, another port", &r, tcp, "10.0.2.3:80", Silent},
+		{"nobody", &r, tcp, "10.0.2.77:80", Silent},
+		{"nobody, echo", &r, icmp, "10.0.2.77:0", Silent},
+		{"nobody, IPv6", &r, tcp, "[fd00::77]:80", Silent},
+		{"no such network", &Rules{}, tcp, "10.0.2.77:80", Open},
+	} {
+		if got := row.rules.Gate(row.proto, netip.MustParseAddrPort(row.dst)); got != row.want {
+			t.Errorf("%s: %d, want %d", row.name, got, row.want)
+		}
+	}
+}

@@ -367,6 +367,7 @@ func (l *launcher) supervise() (int, error) {
 	answers := make(chan answer, 1)
 	go func() { answers <- receiveAnswer(int(l.translator.link.Fd())) }()
 
+	exit := l.exit()
 	var commandDone <-chan struct{}
 	if l.holder != nil {
 		commandDone = l.holder.done
@@ -383,6 +384,9 @@ func (l *launcher) supervise() (int, error) {
 				return 0, nil
 			}
 			released, answers = true, nil
+		case <-exit:
+			l.translator.end()
+			return 0, nil
 		case <-l.signals:
 			l.translator.end()
 			if !released {
@@ -429,5 +433,28 @@ func (l *launcher) answered(a answer) error {
 	if l.holder != nil {
 		send(int(l.holder.link.Fd()), release) // fails only if it has ended
 	}
+	if l.spec.Ready != nil {
+		l.spec.Ready.WriteString("1") // whoever does not listen need not know
+		l.spec.Ready.Close()
+	}
 	return nil
+}
+
+// exit reports an event of the descriptor that ends everything, if there is one. What poll(2) cannot
+// wait for is an event, too.
+func (l *launcher) exit() <-chan struct{} {
+	if l.spec.Exit == nil {
+		return nil
+	}
+	event := make(chan struct{})
+	go func() {
+		defer close(event)
+		p := []unix.PollFd{{Fd: int32(l.spec.Exit.Fd()), Events: unix.POLLIN}}
+		for {
+			if n, err := unix.Poll(p, -1); n > 0 || !errors.Is(err, unix.EINTR) && !errors.Is(err, unix.EAGAIN) {
+				return
+			}
+		}
+	}()
+	return event
 }

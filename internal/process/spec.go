@@ -63,6 +63,12 @@ type Spec struct {
 	// PIDFile is the path of the PID file, or "".
 	PIDFile string
 
+	// Ready, if not nil, is written "1" and closed once the translator is ready.
+	Ready *os.File
+
+	// Exit, if not nil, ends everything when it has an event (poll(2)).
+	Exit *os.File
+
 	// RunAs is the user to become, or nil for the default: nobody when started by the
 	// real root, no change otherwise.
 	RunAs *User

@@ -61,3 +61,49 @@ func PutICMPError(b []byte, e *ICMPError) int {
 	binary.BigEndian.PutUint16(icmp[2:], Checksum(icmp[:n], sum))
 	return Pad(b, L3Off+hlen+n)
 }
+
+// PutEchoReply writes to b, which has room for in, the reply to the echo request in from its
+// destination, and returns its length with padding. p is what was found in it; our is our hardware
+// address.
+func PutEchoReply(b []byte, our MAC, in []byte, p *Packet) int {
+	n := p.End - p.L4
+	proto, hlen, etherType, kind := uint8(ProtoICMP), IPv4Len, uint16(EtherIPv4), uint8(0)
+	var sum uint32
+	if p.V6 {
+		proto, hlen, etherType, kind = ProtoICMPv6, IPv6Len, EtherIPv6, 129
+		sum = PseudoSum(&p.Dst, &p.Src, ProtoICMPv6, n)
+	}
+	PutVnet(b, Vnet{})
+	PutEth(b, Src(in), our, etherType)
+	PutIP(b[L3Off:], &IP{Src: p.Dst, Dst: p.Src, Proto: proto, TTL: 255, DF: true, Len: n})
+	icmp := b[L3Off+hlen:][:n]
+	copy(icmp, in[p.L4:p.End])
+	icmp[0], icmp[2], icmp[3] = kind, 0, 0
+	binary.BigEndian.PutUint16(icmp[2:], Checksum(icmp, sum))
+	return Pad(b, L3Off+hlen+n)
+}
+
+// PutUnreachable writes to b, which has at least ICMPErrorLen bytes, what tells the sender of in that
+// there is no way to its destination, who reports that itself (RFC 792, RFC 4443, section 3.1), and
+// returns its length with padding. in is a frame and p what was found in it; our is our hardware
+// address.
+func PutUnreachable(b []byte, our MAC, in []byte, p *Packet) int {
+	proto, hlen, etherType, kind := uint8(ProtoICMP), IPv4Len, uint16(EtherIPv4), uint8(3)
+	quote := in[p.L3:min(p.End, p.L4+quote4)]
+	var sum uint32
+	if p.V6 {
+		proto, hlen, etherType, kind = ProtoICMPv6, IPv6Len, EtherIPv6, 1
+		quote = in[p.L3:min(p.End, p.L3+IPv6Len+quote6)]
+		sum = PseudoSum(&p.Dst, &p.Src, ProtoICMPv6, ICMPLen+len(quote))
+	}
+	n := ICMPLen + len(quote)
+	PutVnet(b, Vnet{})
+	PutEth(b, Src(in), our, etherType)
+	PutIP(b[L3Off:], &IP{Src: p.Dst, Dst: p.Src, Proto: proto, TTL: 255, DF: true, Len: n})
+	icmp := b[L3Off+hlen:][:n]
+	clear(icmp[:ICMPLen])
+	icmp[0] = kind // code 0: no route to the network
+	copy(icmp[ICMPLen:], quote)
+	binary.BigEndian.PutUint16(icmp[2:], Checksum(icmp, sum))
+	return Pad(b, L3Off+hlen+n)
+}

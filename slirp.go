@@ -1,0 +1,189 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"fusilli/actors/forward"
+	"fusilli/config"
+	"fusilli/internal/process"
+	"fusilli/internal/slirp"
+)
+
+// apiName is the name under which the translator gets the API socket.
+const apiName = "api"
+
+// showSlirp shows what a command line of slirp4netns asks for.
+func showSlirp(o *slirp.Options) int {
+	if o.Help {
+		return printed(slirp.Help(os.Stdout))
+	}
+	return printed(slirp.Version(os.Stdout, version))
+}
+
+// launchSlirp is launch for a command line of slirp4netns.
+func launchSlirp(start *process.Start, cfg *config.Config, o *slirp.Options, spec process.Spec) int {
+	warn(cfg.Warnings)
+	if err := checkSlirp(o); err != nil {
+		return fail(err.Error())
+	}
+	var err error
+	if o.ReadyFD >= 0 {
+		if spec.Ready, err = inherited(o.ReadyFD, "ready-fd"); err != nil {
+			return fail(err.Error())
+		}
+	}
+	if o.ExitFD >= 0 {
+		// An event on a descriptor that there is none of comes at once.
+		if spec.Exit, err = inherited(o.ExitFD, "exit-fd"); err != nil {
+			return 0
+		}
+	}
+	if err := process.CloseStray(); err != nil {
+		return fail("Failed to close files leaked by parent: " + err.Error())
+	}
+	if o.APISocket != "" {
+		f, err := listenAPI(o.APISocket)
+		if err != nil {
+			return fail(fmt.Sprintf("cannot bind API socket %s: %s", o.APISocket, process.Reason(err)))
+		}
+		defer f.Close()
+		start.Pass(f)
+		spec.LowPorts = true // which it may be asked for
+	}
+	// Root stays root.
+	spec.RunAs = &process.User{UID: os.Geteuid(), GID: os.Getegid()}
+	log, err := openLog(start, cfg)
+	if err != nil {
+		return fail(err.Error())
+	}
+	defer log.Close()
+	status, err := process.Launch(start, spec, log.Logger)
+	if err != nil {
+		log.Error(err.Error())
+	}
+	return status
+}
+
+// checkSlirp checks what a command line says about the host.
+func checkSlirp(o *slirp.Options) error {
+	if o.NetNSIsPath {
+		if _, err := os.Stat(o.Target); err != nil {
+			return fmt.Errorf("existing path expected when --netns-type=path: %s", process.Reason(err))
+		}
+	}
+	if o.UserNSPath != "" {
+		if _, err := os.Stat(o.UserNSPath); err != nil {
+			return fmt.Errorf("userns path doesn't exist: %s", o.UserNSPath)
+		}
+	}
+	for _, i := range []struct{ name, option, family string }{
+		{o.OutboundIfV4, "outbound-addr", "ipv4"}, {o.OutboundIfV6, "outbound-addr6", "ipv6"},
+	} {
+		if i.name == "" {
+			continue
+		}
+		if _, err := net.InterfaceByName(i.name); err != nil {
+			return fmt.Errorf("%s has to be valid %s address or interface name.", i.option, i.family)
+		}
+	}
+	return nil
+}
+
+// inherited takes over a descriptor of the program that started us, which nobody else is to get.
+func inherited(fd int, name string) (*os.File, error) {
+	if _, err := unix.FcntlInt(uintptr(fd), unix.F_SETFD, unix.FD_CLOEXEC); err != nil {
+		return nil, fmt.Errorf("%s %d: %s", name, fd, process.Reason(err))
+	}
+	return os.NewFile(uintptr(fd), name), nil
+}
+
+// listenAPI opens the API socket. One that was left there is replaced.
+func listenAPI(path string) (*os.File, error) {
+	if st, err := os.Lstat(path); err == nil && st.Mode()&os.ModeSocket != 0 {
+		os.Remove(path) // or bind says why not
+	}
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	if err = unix.Bind(fd, &unix.SockaddrUnix{Name: path}); err == nil {
+		err = unix.Listen(fd, unix.SOMAXCONN)
+	}
+	if err != nil {
+		unix.Close(fd)
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), apiName), nil
+}
+
+// api is the API socket of a translator; nil: none.
+type api struct {
+	*slirp.API
+	listener net.Listener
+}
+
+// openAPI takes over the API socket, if the launcher has passed one on.
+func openAPI(cfg *config.Config, env *process.Env, p *ports) (*api, error) {
+	f, ok := env.File(apiName)
+	if !ok {
+		return nil, nil
+	}
+	defer f.Close()
+	l, err := net.FileListener(f)
+	if err != nil {
+		return nil, fmt.Errorf("API socket: %w", err)
+	}
+	return &api{slirp.NewAPI(slirpPorts{p.Forwarder}, cfg.IPv4.Address), l}, nil
+}
+
+// serve answers requests until ctx ends or the function it returns is called, which waits for the
+// last answer.
+func (a *api) serve(ctx context.Context) (stop func()) {
+	if a == nil {
+		return func() {}
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	var served sync.WaitGroup
+	served.Go(func() { a.Serve(ctx, a.listener) })
+	return func() {
+		cancel()
+		served.Wait()
+	}
+}
+
+// slirpPorts forwards what the API is asked for.
+type slirpPorts struct{ forwarder *forward.Forwarder }
+
+func (p slirpPorts) Add(f slirp.Forward) error {
+	failures, err := p.forwarder.Add(config.Inbound, forwardRule(f))
+	if err != nil && len(failures) > 0 {
+		return errors.New(process.Reason(failures[0].Err))
+	}
+	return err
+}
+
+func (p slirpPorts) Remove(f slirp.Forward) error {
+	return p.forwarder.Remove(config.Inbound, forwardRule(f))
+}
+
+func forwardRule(f slirp.Forward) config.Rule {
+	r := config.Rule{
+		Listen: f.Host.Addr(), Ports: config.PortRange{First: f.Host.Port(), Last: f.Host.Port()},
+		Target: f.Guest.Addr(), To: f.Guest.Port(),
+	}
+	if f.UDP {
+		r.Protocol = config.UDP
+	}
+	if r.Listen.IsUnspecified() {
+		r.Listen = netip.IPv4Unspecified()
+	}
+	return r
+}
