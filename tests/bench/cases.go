@@ -12,7 +12,8 @@ import (
 )
 
 const (
-	port     = "7000" // of the server in far
+	port     = "7000" // of the server in far; forwarded into the target for local traffic
+	outPort  = "7001" // of the server in host that the target reaches by its loopback
 	udpSize  = 1400   // bytes of data in a datagram of the throughput cases
 	idleFlow = 2000   // connections of the memory case
 )
@@ -33,6 +34,10 @@ type benchCase struct {
 	mtu  int  // of the tap
 	slow bool // over the slow link
 	v6   bool // needs IPv6, which only pasta's kind configures
+	// opts is more options, which only pasta's kind has. With local the traffic does not leave the
+	// machine, and can be compared with plain loopback.
+	opts  []string
+	local bool
 
 	// connected measures a running implementation for about d.
 	connected func(s *session, d time.Duration) ([]figure, error)
@@ -42,7 +47,13 @@ type benchCase struct {
 
 // runs reports whether im can run the case at all.
 func (c benchCase) runs(im impl) bool {
-	return im.kind == pastaKind || !c.v6 && c.alone == nil
+	switch im.kind {
+	case pastaKind:
+		return true
+	case loopbackKind:
+		return c.local
+	}
+	return !c.v6 && c.alone == nil && c.opts == nil
 }
 
 // defaultMTU is what pasta gives a tap.
@@ -83,6 +94,7 @@ func cases() []benchCase {
 	for _, mtu := range []int{65520, 1500} {
 		bulk("slow-", mtu, 1, true, false)
 	}
+	list = append(list, forwarded()...)
 	add("idle-flow", idle)
 	add("rss", func(s *session, _ time.Duration) ([]figure, error) {
 		u, err := s.usage()
@@ -94,10 +106,15 @@ func cases() []benchCase {
 
 // ends starts a server in far and then a client in the target.
 func (s *session) ends(server, client []string) (srv, cli *traffic, err error) {
-	if srv, err = generate(s.bed.Far, s.self, server...); err != nil {
+	return s.between(s.bed.Far, server, s.target.NS, client)
+}
+
+// between starts a server in one namespace and then a client in another.
+func (s *session) between(there *bed.NS, server []string, here *bed.NS, client []string) (srv, cli *traffic, err error) {
+	if srv, err = generate(there, s.self, server...); err != nil {
 		return nil, nil, err
 	}
-	if cli, err = generate(s.target.NS, s.self, client...); err != nil {
+	if cli, err = generate(here, s.self, client...); err != nil {
 		srv.stop()
 		return nil, nil, err
 	}
@@ -183,21 +200,26 @@ func transactions(server, client string) func(*session, time.Duration) ([]figure
 		}
 		defer far.stop()
 		defer target.stop()
-		u0, err := s.usage()
-		if err != nil {
-			return nil, err
-		}
-		l, err := target.transact(d)
-		if err != nil {
-			return nil, err
-		}
-		u1, err := s.usage()
-		cpu := u1.CPU - u0.CPU
-		return []figure{
-			{metric: "p50", value: l.P50, unit: "us", less: true, cpu: cpu},
-			{metric: "p99", value: l.P99, unit: "us", less: true, cpu: cpu},
-		}, err
+		return s.latency(target, d)
 	}
+}
+
+// latency measures the transactions of client.
+func (s *session) latency(client *traffic, d time.Duration) ([]figure, error) {
+	u0, err := s.usage()
+	if err != nil {
+		return nil, err
+	}
+	l, err := client.transact(d)
+	if err != nil {
+		return nil, err
+	}
+	u1, err := s.usage()
+	cpu := u1.CPU - u0.CPU
+	return []figure{
+		{metric: "p50", value: l.P50, unit: "us", less: true, cpu: cpu},
+		{metric: "p99", value: l.P99, unit: "us", less: true, cpu: cpu},
+	}, err
 }
 
 func idle(s *session, _ time.Duration) ([]figure, error) {

@@ -17,8 +17,9 @@ import (
 type kind int
 
 const (
-	pastaKind  kind = iota // pasta OPTIONS PID
-	slirp4Kind             // slirp4netns OPTIONS PID INTERFACE
+	pastaKind    kind = iota // pasta OPTIONS PID
+	slirp4Kind               // slirp4netns OPTIONS PID INTERFACE
+	loopbackKind             // nothing: the ends talk to each other in host
 )
 
 // impl is one program to measure.
@@ -85,20 +86,28 @@ type session struct {
 	self   string // this program, for generators
 }
 
-// connect starts im between a new target and the bed's host.
-func (im impl) connect(ctx context.Context, b *bed.Bed, self string, mtu int) (*session, error) {
+// connect starts im between a new target and the bed's host, with the options that c needs.
+func (im impl) connect(ctx context.Context, b *bed.Bed, self string, c benchCase) (*session, error) {
+	if im.kind == loopbackKind {
+		return &session{bed: b, self: self}, nil
+	}
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	target, err := b.Target(ctx)
 	if err != nil {
 		return nil, err
 	}
-	pid, m := strconv.Itoa(target.PID), strconv.Itoa(mtu)
+	pid, m := strconv.Itoa(target.PID), strconv.Itoa(c.mtu)
 	var cmd *exec.Cmd
 	if im.kind == slirp4Kind {
 		cmd = exec.Command(im.path, "-c", "-6", "--mtu="+m, pid, "tap0")
 	} else {
-		args := append([]string{"--config-net", "--no-map-gw", "-f", "-q", "--mtu", m}, im.args...)
+		args := []string{"--config-net", "--no-map-gw", "-f", "-q", "--mtu", m}
+		if c.opts != nil {
+			args = append(args, c.opts...)
+		} else {
+			args = append(args, im.args...)
+		}
 		cmd = exec.Command(im.path, append(args, pid)...)
 	}
 	proc, err := b.Host.Spawn(bed.Nobody, cmd)
@@ -121,11 +130,18 @@ func (im impl) connect(ctx context.Context, b *bed.Bed, self string, mtu int) (*
 }
 
 func (s *session) close() {
+	if s.target == nil {
+		return
+	}
 	s.proc.Stop(5 * time.Second)
 	s.target.Close()
 }
 
+// usage is what the translator has in use; nothing where there is none.
 func (s *session) usage() (bed.Usage, error) {
+	if s.proc == nil {
+		return bed.Usage{}, nil
+	}
 	u, err := bed.Tree(s.proc.PID())
 	if err != nil {
 		return u, fmt.Errorf("the translator ended: %s", s.proc.Stderr())

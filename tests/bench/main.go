@@ -132,6 +132,9 @@ func measure(ctx context.Context, o options, chosen []benchCase) error {
 			return err
 		}
 	}
+	if slices.ContainsFunc(chosen, func(c benchCase) bool { return c.local }) {
+		impls = append(impls, impl{name: "loopback", kind: loopbackKind})
+	}
 	self, err := bed.Provide("/proc/self/exe", "bench")
 	if err != nil {
 		return err
@@ -195,7 +198,7 @@ func once(ctx context.Context, c benchCase, im impl, b *bed.Bed, self string, d 
 	if c.alone != nil {
 		return c.alone(ctx, im, b)
 	}
-	s, err := im.connect(ctx, b, self, c.mtu)
+	s, err := im.connect(ctx, b, self, c)
 	if err != nil {
 		return nil, err
 	}
