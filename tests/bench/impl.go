@@ -30,7 +30,7 @@ type impl struct {
 	args []string // more options
 }
 
-// noForward turns the port forwarding off that upstream's pasta does unasked.
+// noForward turns the port forwarding off that pasta does unasked.
 var noForward = []string{"-t", "none", "-u", "none", "-T", "none", "-U", "none"}
 
 // implementations makes the list: ours first, then those given as NAME=PATH, or the peers
@@ -61,10 +61,9 @@ func implementations(ours string, given []string) ([]impl, error) {
 			return nil, fmt.Errorf("implementation %s: %w", name, err)
 		}
 		im := impl{name: name, path: path}
-		switch {
-		case strings.HasPrefix(filepath.Base(path), "slirp4netns"):
+		if strings.HasPrefix(filepath.Base(path), "slirp4netns") {
 			im.kind = slirp4Kind
-		case name != "ours" && !sameFile(path, ours):
+		} else {
 			im.args = noForward
 		}
 		list = append(list, im)
