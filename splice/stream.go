@@ -4,6 +4,8 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"fusilli/actors/sock"
 )
 
 const (
@@ -41,12 +43,22 @@ type stream struct {
 	pipe *pipe // nil in between
 	held int   // bytes in it
 
-	bulk bool // the next read goes through a pipe
-	lean int  // reads through a pipe in a row that were hardly worth it
+	bulk   bool // the next read goes through a pipe
+	corked bool // what was written last may not have been sent
+
+	lean int // reads through a pipe in a row that were hardly worth it
 }
 
 // empty reports whether all that was read has been written.
 func (s *stream) empty() bool { return s.off == s.end && s.held == 0 }
+
+// flush has everything sent that was written to dst.
+func (s *stream) flush(dst *end) {
+	if s.corked {
+		s.corked = false
+		sock.NoDelay(dst.fd) // once more: it sends what waits (tcp(7))
+	}
+}
 
 // rest gives back what an idle stream does not need.
 func (s *stream) rest(p *pipes) {
@@ -112,7 +124,7 @@ func (s *stream) read(src *end, p *pipes) (n int, e unix.Errno) {
 		}
 	}
 	if s.bulk {
-		n, e = move(src.fd, s.pipe.w, p.size)
+		n, e = move(src.fd, s.pipe.w, p.size, 0)
 		if e == 0 {
 			s.held = n
 		}
@@ -158,8 +170,10 @@ func (s *stream) write(dst *end) unix.Errno {
 	var n int
 	var e unix.Errno
 	if s.held > 0 {
-		if n, e = move(s.pipe.r, dst.fd, s.held); e == 0 {
+		// Segments are filled up while there is more to come. flush sends the last one.
+		if n, e = move(s.pipe.r, dst.fd, s.held, unix.SPLICE_F_MORE); e == 0 {
 			s.held -= n
+			s.corked = true
 		}
 	} else {
 		if n, e = send(dst.fd, s.buf[s.off:s.end]); e == 0 {
