@@ -78,6 +78,7 @@ func dumpCounts(log *zap.Logger, c *flow.Counters, s *splice.Splicer) {
 		add("mailbox_full", c.MailboxFull.Load())
 		add("slabs_out", c.SlabsOut.Load())
 		add("services_full", c.ServiceDrops.Load())
+		add("bad_neighbour", c.BadNeigh.Load())
 		add("bad_dhcp", c.BadDHCP.Load())
 		add("bad_dhcpv6", c.BadDHCPv6.Load())
 		add("link_dropped", c.LinkDropped.Load())

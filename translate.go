@@ -96,6 +96,9 @@ func translate(ctx context.Context, cfg *config.Config, env *process.Env, log *z
 		return err
 	}
 	defer api.serve(ctx)()
+	if cfg.ConfigNet {
+		engine.Greet() // the namespace is up from the beginning
+	}
 	watch.start(append(flowCounts(engine.Counters()), spliceCounts(ports.splicer)...))
 	err = ports.together(ctx, engine.Run)
 	dumpCounts(log, engine.Counters(), ports.splicer)

@@ -17,6 +17,8 @@ import (
 	"go.uber.org/zap/zaptest/observer"
 	"golang.org/x/sys/unix"
 
+	"fusilli/actors/dhcp"
+	"fusilli/actors/dhcpv6"
 	"fusilli/actors/neigh"
 	"fusilli/actors/rules"
 	"fusilli/actors/sock"
@@ -96,6 +98,9 @@ func newEngine(o *options) (*Engine, *tapio.End, *observer.ObservedLogs) {
 		Link: ours, Log: zap.New(core), OurMAC: ourMAC, GuestMAC: guestMAC, MTU: o.mtu,
 		Neigh: neigh.Responder{MAC: ourMAC, Guest4: frame.Addr4([4]byte{10, 0, 2, 15}),
 			LinkLocal: frame.AddrOf(netip.MustParseAddr("fe80::1")), MTU: o.mtu},
+		DHCP: dhcp.New(&dhcp.Config{Guest: netip.MustParseAddr("10.0.2.15"), PrefixLen: 24, Gateway: families[0].alias, Log: zap.NewNop()}),
+		DHCPv6: dhcpv6.New(&dhcpv6.Config{LinkLocal: netip.MustParseAddr("fe80::1"), Guest: netip.MustParseAddr("fd00::15"),
+			Log: zap.NewNop()}),
 		Rules: rules.Rules{HostLoopback4: families[0].alias, HostLoopback6: families[1].alias},
 		V4:    true, V6: true, MaxFlows: o.maxFlows, UDPTimeout: o.idle, UDPStreamTimeout: o.idle,
 		PeekOff4: !o.noPeekOff && sock.PeekOffset(unix.AF_INET), PeekOff6: !o.noPeekOff && sock.PeekOffset(unix.AF_INET6),

@@ -71,6 +71,7 @@ type Engine struct {
 	pool  *flow.Pool
 
 	services services
+	adverts  adverts
 	full     atomic.Bool // the table is full, and that was logged
 	seen     seen
 
@@ -100,6 +101,7 @@ func New(cfg Config) *Engine {
 			UDPTimeout: cfg.UDPTimeout, UDPStreamTimeout: cfg.UDPStreamTimeout,
 		},
 		services: newServices(&cfg),
+		adverts:  newAdverts(),
 		seen:     seen{guest: cfg.Guest, assigned6: cfg.Rules.Assigned6, frozen4: cfg.Frozen4, frozen6: cfg.Frozen6},
 	}
 	e.env.SetGuestMAC(cfg.GuestMAC)

@@ -1,8 +1,9 @@
 package actors
 
 // Greet asks the guest for the link-layer address of the addresses it should have. Its answers show
-// the reader where frames are to go; a guest that was there before need not send anything first. It
-// may be called by anyone while the engine runs.
+// the reader where frames are to go; a guest that was there before need not send anything first. From
+// then on router advertisements are sent also without being asked for, now and then. It may be called
+// by anyone from New on.
 func (e *Engine) Greet() {
 	buf := e.env.Buffer()
 	defer e.env.PutBuffer(buf)
@@ -16,5 +17,8 @@ func (e *Engine) Greet() {
 	}
 	if e.cfg.V6 {
 		send(e.cfg.Neigh.AskNDP(buf[:]))
+		if !e.cfg.Neigh.NoRA {
+			e.adverts.greeted()
+		}
 	}
 }

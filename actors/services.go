@@ -66,35 +66,44 @@ func (s *services) claim(pkt *frame.Packet) *flow.Port {
 func (e *Engine) startServices(ctx context.Context, parts *sync.WaitGroup) {
 	for _, s := range []struct {
 		port   *flow.Port
-		answer func(v *flow.View, pkt *frame.Packet, out []byte) int
+		answer answer
+		later  *adverts
 	}{
-		{e.services.neigh, e.answerNeigh},
-		{e.services.refuse, e.answerStray},
-		{e.services.dhcp, e.answerDHCP},
-		{e.services.dhcpv6, e.answerDHCPv6},
+		{e.services.neigh, e.answerNeigh, &e.adverts},
+		{e.services.refuse, e.answerStray, nil},
+		{e.services.dhcp, e.answerDHCP, nil},
+		{e.services.dhcpv6, e.answerDHCPv6, nil},
 	} {
 		if s.port != nil {
-			parts.Go(func() { e.serve(ctx, s.port, s.answer) })
+			parts.Go(func() { e.serve(ctx, s.port, s.answer, s.later) })
 		}
 	}
 }
 
-// serve is the goroutine of one service. answer writes the reply to a frame to out and returns its
-// length, 0 for none.
-func (e *Engine) serve(ctx context.Context, p *flow.Port, answer func(v *flow.View, pkt *frame.Packet, out []byte) int) {
+// answer writes the reply to the frame v, parsed as pkt, to out, and returns its length, 0 for none.
+type answer func(v *flow.View, pkt *frame.Packet, out []byte) int
+
+// serve is the goroutine of one service. later, if not nil, is what it sends unasked.
+func (e *Engine) serve(ctx context.Context, p *flow.Port, answer answer, later *adverts) {
 	defer p.Close()
+	ready, due := later.begin()
+	defer later.end()
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case r := <-p.Inbox():
 			e.serveRun(&r, answer)
+		case <-ready:
+			later.next()
+		case <-due:
+			e.advertise(later.next())
 		}
 	}
 }
 
 // serveRun answers the frames of r and releases it. Whatever a frame brings about ends with its run.
-func (e *Engine) serveRun(r *flow.Run, answer func(v *flow.View, pkt *frame.Packet, out []byte) int) {
+func (e *Engine) serveRun(r *flow.Run, answer answer) {
 	buf := e.env.Buffer()
 	defer func() {
 		if v := recover(); v != nil {
@@ -124,21 +133,24 @@ func (e *Engine) send(b []byte) {
 }
 
 func (e *Engine) answerNeigh(v *flow.View, pkt *frame.Packet, out []byte) int {
+	n := 0
 	switch {
 	case pkt.Kind == frame.ARP && e.cfg.V4:
-		return e.cfg.Neigh.ARP(v.Frame, out)
+		n = e.cfg.Neigh.ARP(v.Frame, out)
 	case pkt.Kind == frame.NDP && e.cfg.V6:
-		n := e.cfg.Neigh.NDP(pkt, v.Frame, out)
-		if n > 0 {
+		if n = e.cfg.Neigh.NDP(pkt, v.Frame, out); n > 0 {
 			line := "NDP: received NS, sending NA"
 			if v.Frame[pkt.L4] == neigh.RouterSolicitation {
 				line = "NDP: received RS, sending RA"
 			}
 			e.cfg.Log.Info(line) // Log is limited
 		}
-		return n
 	}
-	return 0
+	if n < 0 {
+		e.env.Counters.BadNeigh.Add(1)
+		n = 0
+	}
+	return n
 }
 
 func (e *Engine) answerStray(v *flow.View, pkt *frame.Packet, out []byte) int {

@@ -77,6 +77,7 @@ type Counters struct {
 	Panics       atomic.Uint64 // flows that ended by a panic
 	NoFlow       atomic.Uint64 // TCP segments without a flow
 	ServiceDrops atomic.Uint64 // frames to ARP, NDP and the like that found the mailbox full
+	BadNeigh     atomic.Uint64 // malformed ARP and NDP messages
 	BadDHCP      atomic.Uint64 // malformed DHCP messages
 	BadDHCPv6    atomic.Uint64 // malformed DHCPv6 messages
 }

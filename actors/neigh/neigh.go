@@ -18,6 +18,9 @@ import (
 const ReplyLen = frame.L3Off + frame.IPv6Len + raLen + prefixLen + lladdrLen + mtuLen +
 	dnsLen + 16*maxResolvers + dnsLen + MaxSearch
 
+// Malformed is the length of the reply to what is malformed: there is none.
+const Malformed = -1
+
 // Lengths in bytes.
 const (
 	nsLen     = 24 // neighbour solicitation and advertisement without options
@@ -93,16 +96,21 @@ type Responder struct {
 }
 
 // ARP writes the reply to the ARP packet in to out, which has room for ReplyLen bytes, and returns
-// its length with virtio_net_hdr and padding; 0 for none. Requests are answered for every address
-// but the guest's own, probes (sender 0.0.0.0) among them; announcements are not.
+// its length with virtio_net_hdr and padding; 0 for none, Malformed for a packet that nobody should
+// send. Requests are answered for every address but the guest's own, probes (sender 0.0.0.0) among
+// them; announcements are not.
 func (r *Responder) ARP(in, out []byte) int {
 	if len(in) < frame.L3Off+frame.ARPLen || len(out) < ReplyLen {
-		return 0
+		return Malformed
 	}
 	q := in[frame.L3Off:]
 	// Hardware type Ethernet, protocol IPv4, their address lengths, operation request.
-	if binary.BigEndian.Uint64(q) != 0x0001_0800_0604_0001 {
+	switch binary.BigEndian.Uint64(q) {
+	case 0x0001_0800_0604_0001:
+	case 0x0001_0800_0604_0002:
 		return 0
+	default:
+		return Malformed
 	}
 	from, to := [4]byte(q[14:18]), [4]byte(q[24:28])
 	if from == to && from != [4]byte{} || frame.Addr4(to) == r.Guest4 {
@@ -110,7 +118,7 @@ func (r *Responder) ARP(in, out []byte) int {
 	}
 	src := frame.Src(in)
 	if src[0]&1 != 0 && src != frame.Broadcast {
-		return 0 // a group does not ask; qrap does so as everybody, to see whether we are there
+		return Malformed // a group does not ask; qrap does so as everybody, to see whether we are there
 	}
 	frame.PutVnet(out, frame.Vnet{})
 	frame.PutEth(out, src, r.MAC, frame.EtherARP)
@@ -123,17 +131,20 @@ func (r *Responder) ARP(in, out []byte) int {
 }
 
 // NDP writes the reply to the message in, parsed as p with kind frame.NDP, to out, which has room for
-// ReplyLen bytes, and returns its length with virtio_net_hdr and padding; 0 for none. A message
-// that RFC 4861 has a receiver discard gets none, and neither does a check for duplicate addresses.
-// Its checksum is not looked at.
+// ReplyLen bytes, and returns its length with virtio_net_hdr and padding; 0 for none, as for a check
+// for duplicate addresses, and Malformed for a message that RFC 4861 has a receiver discard. Its
+// checksum is not looked at.
 func (r *Responder) NDP(p *frame.Packet, in, out []byte) int {
-	if p.Kind != frame.NDP || p.TTL != hopLimit || p.End > len(in) || len(out) < ReplyLen || r.LinkLocal == (frame.Addr{}) {
+	if r.LinkLocal == (frame.Addr{}) {
 		return 0
+	}
+	if p.Kind != frame.NDP || p.TTL != hopLimit || p.End > len(in) || len(out) < ReplyLen {
+		return Malformed
 	}
 	m := in[p.L4:p.End]
 	src := frame.Src(in)
 	if len(m) < rsLen || m[1] != 0 || src[0]&1 != 0 {
-		return 0
+		return Malformed
 	}
 	switch m[0] {
 	case neighbourSolicitation:
@@ -146,14 +157,17 @@ func (r *Responder) NDP(p *frame.Packet, in, out []byte) int {
 
 // advertise replies to the neighbour solicitation m (RFC 4861, 7.1.1 and 7.2.4).
 func (r *Responder) advertise(p *frame.Packet, m []byte, src frame.MAC, out []byte) int {
-	if len(m) < nsLen || p.Src == (frame.Addr{}) {
-		return 0
+	if len(m) < nsLen {
+		return Malformed
 	}
 	if _, ok := options(m[nsLen:]); !ok {
-		return 0
+		return Malformed
 	}
 	target := frame.Addr(m[8:24])
 	if frame.IsMulticast(&target) || target == (frame.Addr{}) {
+		return Malformed
+	}
+	if p.Src == (frame.Addr{}) {
 		return 0
 	}
 	a := out[frame.L3Off+frame.IPv6Len:]
@@ -167,18 +181,15 @@ func (r *Responder) advertise(p *frame.Packet, m []byte, src frame.MAC, out []by
 
 // route replies to the router solicitation m (RFC 4861, 6.1.1 and 6.2.6).
 func (r *Responder) route(p *frame.Packet, m []byte, src frame.MAC, out []byte) int {
-	if r.NoRA {
-		return 0
-	}
 	lladdr, ok := options(m[rsLen:])
-	if !ok {
+	if !ok || lladdr && p.Src == (frame.Addr{}) {
+		return Malformed
+	}
+	if r.NoRA {
 		return 0
 	}
 	dst := p.Src
 	if dst == (frame.Addr{}) {
-		if lladdr {
-			return 0
-		}
 		dst, src = allNodes, allNodesMAC
 	}
 	return r.announce(src, &dst, out)

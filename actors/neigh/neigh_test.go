@@ -79,7 +79,7 @@ func TestARP(t *testing.T) {
 	for _, tt := range []struct {
 		name  string
 		in    []byte
-		reply string // address that is answered for
+		reply string // address that is answered for; "bad": malformed
 	}{
 		{"gateway", arp(t, 1, "192.0.2.10", "192.0.2.1"), "192.0.2.1"},
 		{"any other address", arp(t, 1, "192.0.2.10", "203.0.113.99"), "203.0.113.99"},
@@ -91,21 +91,21 @@ func TestARP(t *testing.T) {
 		{"announcement", arp(t, 1, "192.0.2.77", "192.0.2.77"), ""},
 		{"announcement of the guest's own", arp(t, 1, "192.0.2.10", "192.0.2.10"), ""},
 		{"reply", arp(t, 2, "192.0.2.10", "192.0.2.1"), ""},
-		{"no operation", arp(t, 0, "192.0.2.10", "192.0.2.1"), ""},
-		{"hardware type", set(arp(t, 1, "192.0.2.10", "192.0.2.1"), l3, 0, 6), ""},
-		{"protocol type", set(arp(t, 1, "192.0.2.10", "192.0.2.1"), l3+2, 0x86, 0xdd), ""},
-		{"hardware length", set(arp(t, 1, "192.0.2.10", "192.0.2.1"), l3+4, 8), ""},
-		{"protocol length", set(arp(t, 1, "192.0.2.10", "192.0.2.1"), l3+5, 16), ""},
-		{"from a group", set(arp(t, 1, "192.0.2.10", "192.0.2.1"), frame.VnetLen+6, 0xff), ""},
-		{"cut off", arp(t, 1, "192.0.2.10", "192.0.2.1")[:l3+27], ""},
-		{"empty", nil, ""},
+		{"no operation", arp(t, 0, "192.0.2.10", "192.0.2.1"), "bad"},
+		{"hardware type", set(arp(t, 1, "192.0.2.10", "192.0.2.1"), l3, 0, 6), "bad"},
+		{"protocol type", set(arp(t, 1, "192.0.2.10", "192.0.2.1"), l3+2, 0x86, 0xdd), "bad"},
+		{"hardware length", set(arp(t, 1, "192.0.2.10", "192.0.2.1"), l3+4, 8), "bad"},
+		{"protocol length", set(arp(t, 1, "192.0.2.10", "192.0.2.1"), l3+5, 16), "bad"},
+		{"from a group", set(arp(t, 1, "192.0.2.10", "192.0.2.1"), frame.VnetLen+6, 0xff), "bad"},
+		{"cut off", arp(t, 1, "192.0.2.10", "192.0.2.1")[:l3+27], "bad"},
+		{"empty", nil, "bad"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			out := bytes.Repeat([]byte{0xaa}, ReplyLen)
 			n := responder.ARP(tt.in, out)
-			if tt.reply == "" {
-				if n != 0 {
-					t.Errorf("reply % x", out[:n])
+			if want := map[string]int{"": 0, "bad": Malformed}; tt.reply == "" || tt.reply == "bad" {
+				if n != want[tt.reply] {
+					t.Errorf("ARP = %d, want %d", n, want[tt.reply])
 				}
 				return
 			}
@@ -139,7 +139,7 @@ func reply(t *testing.T, r *Responder, in []byte) gopacket.Packet {
 	}
 	out := bytes.Repeat([]byte{0xaa}, ReplyLen)
 	n := r.NDP(&p, in, out)
-	if n == 0 {
+	if n <= 0 {
 		return nil
 	}
 	if out := out[:frame.VnetLen]; !bytes.Equal(out, make([]byte, frame.VnetLen)) {
@@ -373,15 +373,49 @@ func TestNamesInRouterAdvertisements(t *testing.T) {
 	}
 }
 
+// What is malformed is told from what is in order but wants no reply.
+func TestMalformedNDP(t *testing.T) {
+	target := any6.AsSlice()
+	noRA := *responder
+	noRA.NoRA = true
+	for _, tt := range []struct {
+		name string
+		r    *Responder
+		in   []byte
+		want int
+	}{
+		{"duplicate address detection", responder, ndp(t, 135, unspec, zero4, target, nonce), 0},
+		{"advertisement", responder, ndp(t, 136, guest6, zero4, target), 0},
+		{"no advertisements", &noRA, ndp(t, 133, guest6, zero4), 0},
+		{"no NDP", &Responder{}, ndp(t, 135, guest6, zero4, target[:3]), 0},
+		{"hop limit 254", responder, set(ndp(t, 135, guest6, zero4, target, slla), frame.L3Off+7, 254), Malformed},
+		{"target cut off", responder, ndp(t, 135, guest6, zero4, target[:15]), Malformed},
+		{"multicast target", responder, ndp(t, 135, guest6, zero4, allNodes[:], slla), Malformed},
+		{"option of length 0", responder, ndp(t, 135, unspec, zero4, target, make([]byte, 8)), Malformed},
+		{"no source but its link-layer address", responder, ndp(t, 133, unspec, zero4, slla), Malformed},
+		{"option cut off", responder, ndp(t, 133, guest6, zero4, slla[:5]), Malformed},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var p frame.Packet
+			if why := frame.Parse(tt.in, &p); why != frame.OK {
+				t.Fatal(why)
+			}
+			if n := tt.r.NDP(&p, tt.in, make([]byte, ReplyLen)); n != tt.want {
+				t.Errorf("NDP = %d, want %d", n, tt.want)
+			}
+		})
+	}
+}
+
 func TestShortOut(t *testing.T) {
 	in := ndp(t, 133, guest6, zero4)
 	var p frame.Packet
 	frame.Parse(in, &p)
 	out := make([]byte, ReplyLen-1)
-	if n := responder.NDP(&p, in, out); n != 0 {
+	if n := responder.NDP(&p, in, out); n != Malformed {
 		t.Errorf("NDP = %d", n)
 	}
-	if n := responder.ARP(arp(t, 1, "192.0.2.10", "192.0.2.1"), out); n != 0 {
+	if n := responder.ARP(arp(t, 1, "192.0.2.10", "192.0.2.1"), out); n != Malformed {
 		t.Errorf("ARP = %d", n)
 	}
 }
@@ -410,7 +444,7 @@ func FuzzARP(f *testing.F) {
 	f.Fuzz(func(t *testing.T, in []byte) {
 		out := make([]byte, ReplyLen)
 		n := responder.ARP(in[:len(in):len(in)], out)
-		if n == 0 {
+		if n <= 0 {
 			return
 		}
 		var p frame.Packet
@@ -436,7 +470,7 @@ func FuzzNDP(f *testing.F) {
 		}
 		out := make([]byte, ReplyLen)
 		n := responder.NDP(&p, in, out)
-		if n == 0 {
+		if n <= 0 {
 			return
 		}
 		if why := frame.Parse(out[:n], &p); why != frame.OK || p.Kind != frame.NDP || p.TTL != 255 || p.End != n {
