@@ -42,7 +42,9 @@ type benchCase struct {
 	// connected measures a running implementation for about d.
 	connected func(s *session, d time.Duration) ([]figure, error)
 	// alone starts what it measures itself.
-	alone func(ctx context.Context, im impl, b *bed.Bed) ([]figure, error)
+	alone func(ctx context.Context, im impl, b *bed.Bed, self string) ([]figure, error)
+	// machine says that alone boots a guest, on the passt beside im's pasta.
+	machine bool
 }
 
 // runs reports whether im can run the case at all.
@@ -59,8 +61,8 @@ func (c benchCase) runs(im impl) bool {
 // defaultMTU is what pasta gives a tap.
 const defaultMTU = 65520
 
-// cases is the table of everything that can be measured.
-func cases() []benchCase {
+// cases is the table of everything that can be measured, for length where a case takes time.
+func cases(length time.Duration) []benchCase {
 	var list []benchCase
 	addr := map[bool]string{false: bed.FarAddr4 + ":" + port, true: "[" + bed.FarAddr6 + "]:" + port}
 	bulk := func(prefix string, mtu, streams int, slow, v6 bool) {
@@ -101,6 +103,9 @@ func cases() []benchCase {
 		return []figure{{value: float64(u.RSS) / (1 << 20), unit: "MiB", less: true}}, err
 	})
 	list = append(list, benchCase{name: "startup", mtu: defaultMTU, alone: startup})
+	for _, mtu := range []int{65520, 1500} {
+		list = append(list, benchCase{name: fmt.Sprintf("machine-%d", mtu), mtu: mtu, machine: true, alone: machine(mtu, length)})
+	}
 	return list
 }
 
@@ -239,7 +244,7 @@ func idle(s *session, _ time.Duration) ([]figure, error) {
 }
 
 // startup is the time from exec to exit of a command that does nothing, median of ten.
-func startup(ctx context.Context, im impl, b *bed.Bed) ([]figure, error) {
+func startup(ctx context.Context, im impl, b *bed.Bed, _ string) ([]figure, error) {
 	var took []float64
 	for range 10 {
 		cmd := exec.CommandContext(ctx, im.path, "--config-net", "-q", "--", "true")

@@ -87,7 +87,13 @@ func run() (int, error) {
 			return 1, err
 		}
 	}
-	inside, status, err := bed.Isolate()
+	var env []string
+	if bed.Outside() {
+		if env, err = guestImage(chosen); err != nil {
+			return 1, err
+		}
+	}
+	inside, status, err := bed.Isolate(env...)
 	if !inside || err != nil {
 		return status, err
 	}
@@ -99,7 +105,7 @@ func run() (int, error) {
 // choose returns the cases that the options ask for.
 func choose(o options) ([]benchCase, error) {
 	var chosen []benchCase
-	for _, c := range cases() {
+	for _, c := range cases(o.length) {
 		wanted := o.prefixes == ""
 		for p := range strings.SplitSeq(o.prefixes, ",") {
 			wanted = wanted || p != "" && strings.HasPrefix(c.name, p)
@@ -129,6 +135,9 @@ func measure(ctx context.Context, o options, chosen []benchCase) error {
 	// The unprivileged user may not reach a source tree.
 	if o.ours != "" {
 		if impls[0].path, err = bed.Provide(impls[0].path, "pasta"); err != nil {
+			return err
+		}
+		if err := os.Symlink("pasta", impls[0].passt()); err != nil {
 			return err
 		}
 	}
@@ -196,7 +205,7 @@ func measure(ctx context.Context, o options, chosen []benchCase) error {
 // once runs one case with one implementation.
 func once(ctx context.Context, c benchCase, im impl, b *bed.Bed, self string, d time.Duration) ([]figure, error) {
 	if c.alone != nil {
-		return c.alone(ctx, im, b)
+		return c.alone(ctx, im, b, self)
 	}
 	s, err := im.connect(ctx, b, self, c)
 	if err != nil {

@@ -24,14 +24,15 @@ const datagram = 1200
 //	send NETWORK ADDR NUMBER BYTES    send the beginning of stream NUMBER
 //	sink NETWORK ADDR                 receive once, print the digest and the number of bytes
 //	echo NETWORK ADDR                 send back what comes, for ever
-//	blast ADDR SECONDS                send for a time, print the bytes
-//	drain ADDR                        receive from one connection after the other, print bytes and seconds of each
+//	blast ADDR SECONDS                send for a time, print bytes and seconds
+//	suck ADDR SECONDS                 receive for a time, print bytes and seconds
 //	rr NETWORK ADDR SECONDS           exchange single bytes, print the number and the median in ns
 //	crr ADDR SECONDS                  the same with a connection for each
 //
-// Servers print "listening" when they do.
+// Servers print "listening" when they do. The first byte of blast, suck, rr and crr tells the server
+// what is expected: s to take, g to send, e to echo.
 func traffic(name string, args []string) error {
-	want := map[string]int{"send": 4, "sink": 2, "echo": 2, "blast": 2, "drain": 1, "rr": 3, "crr": 2}
+	want := map[string]int{"send": 4, "sink": 2, "echo": 2, "blast": 2, "suck": 2, "rr": 3, "crr": 2}
 	if n, ok := want[name]; !ok || len(args) != n {
 		return fmt.Errorf("agent: %q with %d arguments", name, len(args))
 	}
@@ -47,10 +48,8 @@ func traffic(name string, args []string) error {
 		return sink(args[0], args[1])
 	case "echo":
 		return echo(args[0], args[1])
-	case "blast":
-		return blast(args[0], args[1])
-	case "drain":
-		return drain(args[0])
+	case "blast", "suck":
+		return bulk(name, args[0], args[1])
 	case "rr":
 		return rr(args[0], args[1], args[2], false)
 	}
@@ -165,7 +164,7 @@ func echo(network, addr string) error {
 	}
 }
 
-func blast(addr, seconds string) error {
+func bulk(name, addr, seconds string) error {
 	s, err := strconv.ParseFloat(seconds, 64)
 	if err != nil {
 		return err
@@ -174,37 +173,29 @@ func blast(addr, seconds string) error {
 	if err != nil {
 		return err
 	}
-	b, n := make([]byte, 1<<20), 0
+	defer c.Close()
+	first, move := byte('s'), c.Write
+	if name == "suck" {
+		first, move = 'g', c.Read
+	}
+	if _, err := c.Write([]byte{first}); err != nil {
+		return err
+	}
+	b, n := make([]byte, 256<<10), 0
 	start := time.Now()
 	c.SetDeadline(start.Add(time.Duration(s * float64(time.Second))))
 	for {
-		k, err := c.Write(b)
+		k, err := move(b)
 		n += k
-		if err != nil {
+		if errors.Is(err, os.ErrDeadlineExceeded) {
 			break
+		}
+		if err != nil {
+			return err
 		}
 	}
 	fmt.Println(n, time.Since(start).Seconds())
 	return nil
-}
-
-func drain(addr string) error {
-	l, err := net.Listen("tcp", addr)
-	if err != nil {
-		return err
-	}
-	fmt.Println("listening")
-	b := make([]byte, 1<<20)
-	for {
-		c, err := l.Accept()
-		if err != nil {
-			return err
-		}
-		start := time.Now()
-		n, _ := io.CopyBuffer(struct{ io.Writer }{io.Discard}, struct{ io.Reader }{c}, b)
-		fmt.Println(n, time.Since(start).Seconds())
-		c.Close()
-	}
 }
 
 func rr(network, addr, seconds string, connect bool) error {
@@ -214,7 +205,7 @@ func rr(network, addr, seconds string, connect bool) error {
 	}
 	var c net.Conn
 	var times []time.Duration
-	b := make([]byte, 1)
+	b := []byte{'e'}
 	for end := time.Now().Add(time.Duration(s * float64(time.Second))); ; {
 		start := time.Now()
 		if start.After(end) {
