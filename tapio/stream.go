@@ -64,6 +64,8 @@ type Stream struct {
 	rc    *client // whom frames are read from
 	over  error   // why there is nothing more to read
 	in    cutter
+	dry   bool // the last recv has most likely emptied the socket
+	pace  pace
 	step  func(uintptr) bool
 	n     int
 	errno unix.Errno
@@ -242,6 +244,11 @@ func (s *Stream) TryRead(b []byte) (int, error) {
 		if !s.rc.enter() {
 			return 0, s.stopped()
 		}
+		if s.dry {
+			s.dry = false // what has come meanwhile is for the next call
+			s.rc.leave()
+			return 0, nil
+		}
 		n, errno := s.recv()
 		s.rc.leave()
 		if errno == unix.EAGAIN {
@@ -269,11 +276,13 @@ func (s *Stream) Read(b []byte) (int, error) {
 		if !s.rc.enter() {
 			return 0, s.stopped()
 		}
+		s.pace.wait()
 		err := s.rc.raw.Read(s.step)
 		s.rc.leave()
 		if err != nil {
 			return 0, s.stopped() // nobody but Close sets a deadline
 		}
+		s.pace.woken(s.n)
 		s.received(s.n, s.errno)
 	}
 }
@@ -321,6 +330,7 @@ func (s *Stream) recv() (int, unix.Errno) {
 	for {
 		n, _, errno := unix.RawSyscall6(unix.SYS_RECVFROM, s.rc.fd, uintptr(unsafe.Pointer(&p[0])), uintptr(len(p)), unix.MSG_DONTWAIT, 0, 0)
 		if errno != unix.EINTR {
+			s.dry = errno == 0 && int(n) < len(p)
 			return int(n), errno
 		}
 	}
@@ -342,7 +352,7 @@ func (s *Stream) received(n int, errno unix.Errno) {
 // hangUp ends the connection to the client. It returns what there is to say to the reader.
 func (s *Stream) hangUp() error {
 	c := s.rc
-	s.rc = nil
+	s.rc, s.dry = nil, false
 	s.in.reset()
 	if s.opt.OneOff {
 		s.over = ErrClientGone

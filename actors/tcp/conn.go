@@ -57,6 +57,7 @@ type conn struct {
 	shut     bool // it was passed on to the socket
 	finDone  bool // and the peer has acknowledged it: ours to the guest may go
 	ackNow   bool // an acknowledgement or window is to be sent before sleeping
+	ackDue   bool // data in order is to be acknowledged, at the latest at ackBy
 	failed   bool // the socket has failed; sockErr says how
 	finOnce  bool // FIN was sent at least once: sndMax includes it
 	spinning bool // fromHost is called soon again, before the actor sleeps
@@ -75,7 +76,9 @@ type conn struct {
 	rcvNxt  uint32
 	rcvEdge uint32 // first sequence number beyond the window advertised; never moves back
 	ackSent uint32
-	lastWnd uint32 // window when rcvEdge was moved last
+	ackBy   flow.Time // when ackDue becomes ackNow; 0: not set
+	prompt  int       // bytes that are acknowledged without delay yet
+	lastWnd uint32    // window when rcvEdge was moved last
 	heldLen int
 	held    []chunk
 
@@ -201,6 +204,7 @@ func (c *conn) begin() {
 	c.rto = rtoSYN
 	c.seenAt = flow.Now()
 	c.liveAt = c.seenAt
+	c.prompt = promptAcks
 	c.hdr.init(c.env, k)
 }
 
@@ -339,6 +343,9 @@ func (c *conn) setAlarm() {
 
 func (c *conn) onTime(now flow.Time) {
 	c.again = false // the wait tries the link once more
+	if c.ackDue && now >= c.ackBy {
+		c.ackNow = true
+	}
 	switch {
 	case now-c.liveAt >= inactivity:
 		c.abort(true)

@@ -117,7 +117,9 @@ func (c *conn) segment(v *flow.View, b *batch) {
 // inOrder returns the part of data, which begins at seq, that continues what was received, or nil
 // if there is none.
 func (c *conn) inOrder(seq uint32, data []byte) []byte {
-	c.ackNow = true
+	if seq != c.rcvNxt || c.guestFIN {
+		c.ackNow = true
+	}
 	if c.guestFIN {
 		return nil
 	}
@@ -133,6 +135,7 @@ func (c *conn) inOrder(seq uint32, data []byte) []byte {
 	data = data[old:]
 	if room := c.rcvEdge - c.rcvNxt; uint32(len(data)) > room {
 		data = data[:room]
+		c.ackNow = true
 	}
 	if len(data) == 0 {
 		return nil
@@ -238,7 +241,7 @@ func (c *conn) push(b *batch, run *flow.Run) {
 	if b.n == 0 {
 		return
 	}
-	c.ackNow = true
+	c.ackDue = true
 	sent := 0
 	if len(c.held) == 0 {
 		n, err := sendIov(c.fd, b)

@@ -16,7 +16,7 @@ func (c *conn) fromHost() bool {
 	if c.forward() {
 		return true
 	}
-	if c.ackNow && !c.spinning {
+	if !c.spinning && (c.ackNow || c.ackDue && !c.ackLater()) {
 		c.sendAck()
 	}
 	return false

@@ -118,7 +118,7 @@ func (c *conn) ackNo() uint32 {
 
 // wnd returns the window field for the acknowledgement number ack, and notes both as sent.
 func (c *conn) wnd(ack uint32) uint16 {
-	c.ackNow = false
+	c.ackNow, c.ackDue, c.ackBy = false, false, 0
 	c.ackSent = ack
 	w := c.rcvEdge - ack
 	if seqLT(c.rcvEdge, ack) {
