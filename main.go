@@ -1,3 +1,10 @@
+// The number of threads that run Go code is ours to choose (procs), so that the runtime need not
+// keep files of the control group open; and what it calls its memory is of no interest to anybody.
+//
+//go:debug containermaxprocs=0
+//go:debug updatemaxprocs=0
+//go:debug decoratemappings=0
+
 // Pasta and passt connect a network namespace or a virtual machine to the host's network
 // without privileges. This one program acts as either, by the name it is called by.
 //
@@ -16,6 +23,7 @@ import (
 
 	"fusilli/config"
 	"fusilli/internal/process"
+	"fusilli/internal/sandbox"
 	"fusilli/internal/slirp"
 )
 
@@ -38,6 +46,9 @@ func run() int {
 		return showSlirp(front)
 	}
 	spec := spec(cfg)
+	if spec.Filter, err = sandbox.ParseAction(os.Getenv(process.FilterVariable)); err != nil {
+		return fail(process.FilterVariable + ": " + err.Error())
+	}
 	switch start.Role {
 	case process.Translator:
 		log := inheritLog(start, cfg)
@@ -152,6 +163,9 @@ func spec(cfg *config.Config) process.Spec {
 		LowPorts:         lowPortsLater(cfg),
 	}
 	s.Alone = cfg.Mode == config.Passt || cfg.FD >= 0
+	if cfg.Mode == config.Passt {
+		s.Sandbox = sandbox.Passt
+	}
 	if t.UserNS == config.JoinUserNS {
 		s.UserNS = t.UserNSPath
 	}

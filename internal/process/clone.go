@@ -218,7 +218,7 @@ func stageEnviron() []string { return append(os.Environ(), StageVariable+"=1") }
 
 // translatorVariables are the variables that a translator is given: the time zone of a log,
 // and what switches of Go's runtime a developer sets.
-var translatorVariables = []string{"TZ", "GORACE", "GOTRACEBACK", "GOCOVERDIR"}
+var translatorVariables = []string{"TZ", "GORACE", "GOTRACEBACK", "GOCOVERDIR", FilterVariable}
 
 // translatorEnviron is the environment of a translator, which has no use for its caller's.
 func translatorEnviron() []string {

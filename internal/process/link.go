@@ -17,6 +17,10 @@ import (
 // out of it before anything else happens. No command ever sees it.
 const StageVariable = "FUSILLI_STAGE"
 
+// FilterVariable is for developers: what happens at a system call that a translator is not
+// allowed, one of the actions of package sandbox. It is main that reads it.
+const FilterVariable = "FUSILLI_SECCOMP"
+
 const (
 	// linkFD is the launcher's socket in the processes it starts.
 	linkFD = 3

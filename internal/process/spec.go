@@ -9,6 +9,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"fusilli/internal/sandbox"
 )
 
 // Spec says which namespace to connect and how to stay. The zero value runs the user's
@@ -53,6 +55,13 @@ type Spec struct {
 
 	// StayWithoutNetNS keeps the translator when NetNS goes away.
 	StayWithoutNetNS bool
+
+	// Sandbox is which system calls the translator is allowed once it is ready;
+	// 0 means sandbox.Pasta.
+	Sandbox sandbox.Mode
+
+	// Filter is what happens at others; "" means that the process is killed.
+	Filter sandbox.Action
 
 	// LowPorts says that the translator may have to listen on ports below 1024 later.
 	LowPorts bool

@@ -200,7 +200,13 @@ func (e *Env) Ready() error {
 
 // confine leaves the process with what it needs to carry packets.
 func (e *Env) confine() error {
+	mode := e.spec.Sandbox
+	if mode == 0 {
+		mode = sandbox.Pasta
+	}
 	f, err := sandbox.Confine(sandbox.Options{
+		Mode:           mode,
+		Filter:         e.spec.Filter,
 		LowPorts:       e.spec.LowPorts,
 		ChrootFallback: e.spec.ChrootFallback,
 		Info:           func(text string) { e.log.Info(text) },
@@ -209,7 +215,8 @@ func (e *Env) confine() error {
 	if err != nil {
 		return err
 	}
-	e.log.Debug("confined", zap.String("root", f.Root), zap.Stringer("capabilities", f.Caps))
+	e.log.Debug("confined", zap.String("root", f.Root), zap.Stringer("capabilities", f.Caps),
+		zap.Int("system calls", f.Calls), zap.String("others", string(f.Filter)))
 	return nil
 }
 

@@ -10,6 +10,11 @@ import (
 
 // Options say what a translator will still need.
 type Options struct {
+	Mode Mode
+
+	// Filter is what happens at a system call that is not allowed.
+	Filter Action
+
 	// LowPorts keeps CAP_NET_BIND_SERVICE, if the process has it.
 	LowPorts bool
 
@@ -24,6 +29,9 @@ type Options struct {
 type InForce struct {
 	Root string // how the empty root was entered
 	Caps Caps   // what is left, of this thread if Partial
+
+	Calls  int    // number of system calls allowed; 0 if there is no filter
+	Filter Action // what happens at others
 
 	// Partial is set in a program linked with a C library: other threads keep their
 	// capabilities.
@@ -65,7 +73,17 @@ func Confine(o Options) (InForce, error) {
 	if f.Caps, err = KeepCaps(keep); err != nil {
 		return f, err
 	}
-	return f, hide()
+	if err := hide(); err != nil {
+		return f, err
+	}
+	if f.Filter = o.Filter; f.Partial {
+		f.Filter = Off // its system calls are not ours
+	}
+	if f.Filter == Off {
+		return f, nil
+	}
+	f.Calls = count(o.Mode)
+	return f, filter(o.Mode, f.Filter)
 }
 
 // readLate has Go's library read the files that it would otherwise look for later, in vain.

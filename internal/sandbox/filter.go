@@ -1,0 +1,156 @@
+package sandbox
+
+import (
+	"fmt"
+	"os"
+	"runtime"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// Action is what happens at a system call that is not allowed.
+type Action string
+
+// The actions. All but Kill are for developers.
+const (
+	Kill Action = "kill" // end the process with SIGSYS
+	Trap Action = "trap" // SIGSYS, which Go answers with the stacks of all goroutines
+	Log  Action = "log"  // let it happen and note it in the system's audit log
+	Off  Action = "off"  // no filter
+	deny Action = "deny" // fail with EPERM: for tests that go on
+)
+
+// ParseAction reads the name of an action; "" is Kill.
+func ParseAction(name string) (Action, error) {
+	switch a := Action(name); a {
+	case "":
+		return Kill, nil
+	case Kill, Trap, Log, Off:
+		return a, nil
+	}
+	return "", fmt.Errorf("no action of a system call filter: %q", name)
+}
+
+func (a Action) ret() uint32 {
+	switch a {
+	case Trap:
+		return unix.SECCOMP_RET_TRAP
+	case Log:
+		return unix.SECCOMP_RET_LOG
+	case deny:
+		return unix.SECCOMP_RET_ERRNO | uint32(unix.EPERM)
+	}
+	return unix.SECCOMP_RET_KILL_PROCESS
+}
+
+// Offsets in struct seccomp_data (seccomp(2)), on a little-endian machine.
+const (
+	offNr   = 0
+	offArch = 4
+	offArgs = 16 // the low half of the first of six arguments of 64 bits
+)
+
+// program makes the filter of a mode. Its size is the number of instructions, of which the kernel
+// takes 4096.
+func program(mode Mode, action Action, pid int) []unix.SockFilter {
+	other := action.ret()
+	// An alien architecture has other numbers: it is not even logged only.
+	p := []unix.SockFilter{
+		load(offArch),
+		jumpIf(unix.BPF_JEQ, auditArch, 1, 0),
+		ret(unix.SECCOMP_RET_KILL_PROCESS),
+		load(offNr),
+	}
+	if foreignCalls != 0 {
+		p = append(p, jumpIf(unix.BPF_JGE, foreignCalls, 0, 1), ret(unix.SECCOMP_RET_KILL_PROCESS))
+	}
+	for i := range calls {
+		if c := &calls[i]; c.modes&mode != 0 {
+			p = append(p, c.compile(other, uint32(pid))...)
+		}
+	}
+	return append(p, ret(other))
+}
+
+// compile makes the code for one call. It begins and, if it is another call, ends with the number
+// of the call in the accumulator.
+func (c *call) compile(other, pid uint32) []unix.SockFilter {
+	body := []unix.SockFilter{}
+	for _, r := range c.rules {
+		body = append(body, r.compile(pid)...)
+	}
+	if len(c.rules) == 0 {
+		body = append(body, ret(unix.SECCOMP_RET_ALLOW))
+	} else {
+		body = append(body, ret(other))
+	}
+	return append([]unix.SockFilter{jumpIf(unix.BPF_JEQ, c.nr, 0, distance(len(body)))}, body...)
+}
+
+// compile makes code that allows the call if all conditions hold, else goes on behind itself.
+func (r rule) compile(pid uint32) []unix.SockFilter {
+	code := []unix.SockFilter{ret(unix.SECCOMP_RET_ALLOW)}
+	for i := len(r) - 1; i >= 0; i-- { // backwards: what follows is known
+		code = append(r[i].compile(pid, len(code)), code...)
+	}
+	return code
+}
+
+// compile makes code that goes on behind itself if the condition holds, else skips rest more
+// instructions.
+func (c cond) compile(pid uint32, rest int) []unix.SockFilter {
+	code := []unix.SockFilter{load(offArgs + 8*c.arg)}
+	if c.mask != ^uint32(0) {
+		code = append(code, unix.SockFilter{Code: unix.BPF_ALU | unix.BPF_AND | unix.BPF_K, K: c.mask})
+	}
+	values := c.values
+	if c.self {
+		values = []uint32{pid}
+	}
+	for i, v := range values {
+		left := len(values) - 1 - i // comparisons behind this one
+		no := 0
+		if left == 0 {
+			no = rest
+		}
+		code = append(code, jumpIf(unix.BPF_JEQ, v, distance(left), distance(no)))
+	}
+	return code
+}
+
+func load(offset uint32) unix.SockFilter {
+	return unix.SockFilter{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: offset}
+}
+
+func jumpIf(test uint16, k uint32, yes, no uint8) unix.SockFilter {
+	return unix.SockFilter{Code: unix.BPF_JMP | test | unix.BPF_K, K: k, Jt: yes, Jf: no}
+}
+
+func ret(value uint32) unix.SockFilter {
+	return unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: value}
+}
+
+// distance is n as a jump has it. The table is fixed, and a test compiles it.
+func distance(n int) uint8 {
+	if n > 255 {
+		panic("sandbox: an entry of the table is too long for one jump")
+	}
+	return uint8(n)
+}
+
+// filter puts the filter in force on every thread. no_new_privs must be set.
+func filter(mode Mode, action Action) error {
+	code := program(mode, action, os.Getpid())
+	prog := unix.SockFprog{Len: uint16(len(code)), Filter: &code[0]}
+	tid, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER,
+		unix.SECCOMP_FILTER_FLAG_TSYNC, uintptr(unsafe.Pointer(&prog)))
+	runtime.KeepAlive(code)
+	switch {
+	case errno != 0:
+		return &stepError{"Failed to set the system call filter", errno}
+	case tid != 0:
+		return fmt.Errorf("thread %d does not take the system call filter", tid)
+	}
+	return nil
+}

@@ -1,0 +1,16 @@
+package sandbox
+
+import "golang.org/x/sys/unix"
+
+const auditArch = unix.AUDIT_ARCH_X86_64
+
+// foreignCalls is the first number of system calls of another kind: those of the x32 ABI have the
+// same architecture and other numbers.
+const foreignCalls = 0x40000000
+
+var moreCalls = []call{
+	{"newfstatat", unix.SYS_NEWFSTATAT, Pasta, "watch: look whether a namespace's name is still there", []rule{
+		{is(3, unix.AT_SYMLINK_NOFOLLOW)},
+	}, "without following links"},
+	{name: "poll", nr: unix.SYS_POLL, modes: both, why: "look whether a descriptor is ready"},
+}

@@ -1,0 +1,14 @@
+package sandbox
+
+import "golang.org/x/sys/unix"
+
+const auditArch = unix.AUDIT_ARCH_AARCH64
+
+// foreignCalls would be the first number of system calls of another kind.
+const foreignCalls = 0
+
+var moreCalls = []call{
+	{"newfstatat", unix.SYS_FSTATAT, Pasta, "watch: look whether a namespace's name is still there", []rule{
+		{is(3, unix.AT_SYMLINK_NOFOLLOW)},
+	}, "without following links"},
+}
