@@ -63,7 +63,8 @@ func under(arg, ignored uint32, values ...uint32) cond {
 
 func isSelf(arg uint32) cond { return cond{arg: arg, mask: ^uint32(0), self: true} }
 
-// threadFlags are the flags Go's runtime creates a thread with. Not one of them makes a process or
+// threadFlags are the flags Go's runtime creates a thread with, on some architectures with
+// CLONE_SETTLS, which sets a register. Not one of them makes a process or
 // a namespace.
 const threadFlags = unix.CLONE_VM | unix.CLONE_FS | unix.CLONE_FILES | unix.CLONE_SIGHAND |
 	unix.CLONE_SYSVSEM | unix.CLONE_THREAD
@@ -108,7 +109,7 @@ var calls = slices.Concat([]call{
 		{within(2, unix.PROT_READ|unix.PROT_WRITE), under(3, unix.MAP_FIXED, unix.MAP_ANON|unix.MAP_PRIVATE)},
 	}, "private anonymous memory that is not executable"},
 	{"clone", unix.SYS_CLONE, both, "runtime: threads", []rule{
-		{is(0, threadFlags)},
+		{under(0, unix.CLONE_SETTLS, threadFlags)},
 	}, "exactly the flags of a thread: no process, no namespace"},
 	{"tgkill", unix.SYS_TGKILL, both, "runtime: preempt a goroutine, die of a signal", []rule{
 		{isSelf(0)},
