@@ -160,7 +160,7 @@ func spec(cfg *config.Config) process.Spec {
 		StayWithoutNetNS: t.NoQuit,
 		PIDFile:          cfg.PIDFile,
 		ChrootFallback:   cfg.ChrootFallback,
-		LowPorts:         lowPortsLater(cfg),
+		LatePorts:        latePorts(cfg),
 	}
 	s.Alone = cfg.Mode == config.Passt || cfg.FD >= 0
 	if cfg.Mode == config.Passt {
@@ -175,8 +175,8 @@ func spec(cfg *config.Config) process.Spec {
 	return s
 }
 
-// lowPortsLater reports whether ports can come to be listened on while the program runs.
-func lowPortsLater(cfg *config.Config) bool {
+// latePorts reports whether ports can come to be listened on while the program runs.
+func latePorts(cfg *config.Config) bool {
 	auto := slices.ContainsFunc(cfg.Ports, func(p config.PortSpec) bool { return p.Auto })
 	return cfg.Mode == config.Pasta && (auto || cfg.ControlPath != "")
 }

@@ -63,8 +63,9 @@ type Spec struct {
 	// Filter is what happens at others; "" means that the process is killed.
 	Filter sandbox.Action
 
-	// LowPorts says that the translator may have to listen on ports below 1024 later.
-	LowPorts bool
+	// LatePorts says that the translator may have to listen on ports, low ones among them, that
+	// are not open when it is ready.
+	LatePorts bool
 
 	// ChrootFallback makes do with chroot(2) where pivot_root(2) is refused.
 	ChrootFallback bool

@@ -207,7 +207,7 @@ func (e *Env) confine() error {
 	f, err := sandbox.Confine(sandbox.Options{
 		Mode:           mode,
 		Filter:         e.spec.Filter,
-		LowPorts:       e.spec.LowPorts,
+		LatePorts:      e.spec.LatePorts,
 		ChrootFallback: e.spec.ChrootFallback,
 		Info:           func(text string) { e.log.Info(text) },
 		Warn:           func(text string) { e.log.Warn(text) },
@@ -216,7 +216,7 @@ func (e *Env) confine() error {
 		return err
 	}
 	e.log.Debug("confined", zap.String("root", f.Root), zap.Stringer("capabilities", f.Caps),
-		zap.Int("system calls", f.Calls), zap.String("others", string(f.Filter)))
+		zap.String("landlock", f.Landlock), zap.Int("system_calls", f.Calls), zap.String("others", string(f.Filter)))
 	return nil
 }
 

@@ -21,27 +21,28 @@ func (c Caps) String() string {
 	return fmt.Sprintf("%016x", uint64(c))
 }
 
-// KeepCaps gives up, on every thread, all permitted and effective capabilities but keep, and all
+// keepCaps gives up, on every thread, all permitted and effective capabilities but keep, and all
 // inheritable and ambient ones. Those of keep that the process does not have it does not get. It
-// returns what is left. The bounding set stays as it is.
-func KeepCaps(keep Caps) (Caps, error) {
+// returns what is left. The bounding set stays as it is. In a program linked with a C library only
+// the calling thread is changed, and partial set.
+func keepCaps(keep Caps) (left Caps, partial bool, err error) {
 	head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var sets [2]unix.CapUserData
 	if err := unix.Capget(&head, &sets[0]); err != nil {
-		return 0, fmt.Errorf("read capabilities: %w", err)
+		return 0, false, fmt.Errorf("read capabilities: %w", err)
 	}
-	left := keep & (Caps(sets[1].Permitted)<<32 | Caps(sets[0].Permitted))
+	left = keep & (Caps(sets[1].Permitted)<<32 | Caps(sets[0].Permitted))
 	for i := range sets {
 		word := uint32(left >> (32 * i))
 		sets[i] = unix.CapUserData{Effective: word, Permitted: word}
 	}
 	head.Pid = 0
 	// What is not inheritable cannot be ambient: that set empties with the other.
-	err := allThreads(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&head)), uintptr(unsafe.Pointer(&sets)), 0)
+	partial, err = allThreads(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&head)), uintptr(unsafe.Pointer(&sets)), 0)
 	runtime.KeepAlive(&head)
 	runtime.KeepAlive(&sets)
 	if err != nil {
-		return 0, fmt.Errorf("drop capabilities: %w", err)
+		return 0, partial, fmt.Errorf("drop capabilities: %w", err)
 	}
-	return left, nil
+	return left, partial, nil
 }

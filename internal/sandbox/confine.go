@@ -15,8 +15,9 @@ type Options struct {
 	// Filter is what happens at a system call that is not allowed.
 	Filter Action
 
-	// LowPorts keeps CAP_NET_BIND_SERVICE, if the process has it.
-	LowPorts bool
+	// LatePorts says that ports may have to be opened to listen on, low ones among them:
+	// it keeps CAP_NET_BIND_SERVICE, if the process has it.
+	LatePorts bool
 
 	// ChrootFallback makes do with chroot(2) where pivot_root(2) is refused.
 	ChrootFallback bool
@@ -32,6 +33,8 @@ type InForce struct {
 
 	Calls  int    // number of system calls allowed; 0 if there is no filter
 	Filter Action // what happens at others
+
+	Landlock string // what it denies, "" if the kernel does not have it
 
 	// Partial is set in a program linked with a C library: other threads keep their
 	// capabilities.
@@ -64,16 +67,19 @@ func Confine(o Options) (InForce, error) {
 		o.Info("Failed to pivot_root(), fallback to chroot()...")
 	}
 	var keep Caps
-	if o.LowPorts {
+	if o.LatePorts {
 		keep = 1 << unix.CAP_NET_BIND_SERVICE
 	}
-	if f.Partial = linkedWithC(); f.Partial && !raceEnabled {
-		o.Warn("Built with cgo: only a part of the sandbox is in force")
-	}
-	if f.Caps, err = KeepCaps(keep); err != nil {
+	if f.Caps, f.Partial, err = keepCaps(keep); err != nil {
 		return f, err
 	}
+	if f.Partial && !raceEnabled {
+		o.Warn("Built with cgo: only a part of the sandbox is in force")
+	}
 	if err := hide(); err != nil {
+		return f, err
+	}
+	if f.Landlock, err = landlock(o.LatePorts); err != nil {
 		return f, err
 	}
 	if f.Filter = o.Filter; f.Partial {

@@ -8,24 +8,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// linkedWithC reports whether the program has threads that Go's runtime does not know, so that
-// not all of them can be reached.
-func linkedWithC() bool {
-	_, _, errno := syscall.AllThreadsSyscall(unix.SYS_GETPPID, 0, 0, 0)
-	return errors.Is(errno, unix.ENOTSUP)
-}
-
 // allThreads makes a system call on every thread. It must have the same result on each. In a
-// program with threads of a C library it reaches only the calling one.
-func allThreads(nr, a1, a2, a3 uintptr) error {
+// program with threads of a C library it reaches only the calling one, and reports that.
+func allThreads(nr, a1, a2, a3 uintptr) (partial bool, err error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	_, _, errno := syscall.AllThreadsSyscall(nr, a1, a2, a3)
-	if errors.Is(errno, unix.ENOTSUP) {
+	if partial = errors.Is(errno, unix.ENOTSUP); partial {
 		_, _, errno = syscall.RawSyscall(nr, a1, a2, a3)
 	}
 	if errno != 0 {
-		return errno
+		return partial, errno
 	}
-	return nil
+	return partial, nil
 }
