@@ -155,6 +155,7 @@ var calls = slices.Concat([]call{
 		{name: "ppoll", nr: unix.SYS_PPOLL, modes: both, why: "look whether a socket is ready"},
 		{name: "epoll_pwait", nr: unix.SYS_EPOLL_PWAIT, modes: both, why: "runtime: wait for descriptors"},
 		{name: "epoll_ctl", nr: unix.SYS_EPOLL_CTL, modes: both, why: "runtime: descriptors to wait for"},
+		{name: "epoll_create1", nr: unix.SYS_EPOLL_CREATE1, modes: both, why: "splice: one set of descriptors for many connections"},
 		{name: "munmap", nr: unix.SYS_MUNMAP, modes: both, why: "runtime: memory"},
 		{name: "madvise", nr: unix.SYS_MADVISE, modes: both, why: "runtime: give memory back"},
 		{name: "futex", nr: unix.SYS_FUTEX, modes: both, why: "runtime: locks, sleeping threads"},
