@@ -46,6 +46,9 @@ func run() int {
 		return showSlirp(front)
 	}
 	spec := spec(cfg)
+	if front != nil && front.APISocket != "" {
+		spec.LatePorts = true // those it is asked for
+	}
 	if spec.Filter, err = sandbox.ParseAction(os.Getenv(process.FilterVariable)); err != nil {
 		return fail(process.FilterVariable + ": " + err.Error())
 	}

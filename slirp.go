@@ -56,7 +56,6 @@ func launchSlirp(start *process.Start, cfg *config.Config, o *slirp.Options, spe
 		}
 		defer f.Close()
 		start.Pass(f)
-		spec.LowPorts = true // which it may be asked for
 	}
 	// Root stays root.
 	spec.RunAs = &process.User{UID: os.Geteuid(), GID: os.Getegid()}
