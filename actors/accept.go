@@ -51,7 +51,10 @@ func (e *Engine) AcceptTCP(fd int, k flow.Key) {
 // k is the flow as the guest's link shows it, as with AcceptTCP; its Guest may be a multicast
 // address. first may be empty and is not used any more when AcceptUDP returns.
 //
-// fd belongs to the engine from here on. It is closed if there can be no such flow, see AcceptTCP.
+// fd belongs to the engine from here on. It is closed if there can be no such flow, see AcceptTCP, or if
+// there is one already; that gets first all the same, since what is sent to a group never reaches the
+// socket of its flow.
+//
 // AcceptUDP may be called by anyone at any time, and does not block.
 func (e *Engine) AcceptUDP(fd int, k flow.Key, first [][]byte) {
 	k.Proto = frame.ProtoUDP
@@ -67,6 +70,11 @@ func (e *Engine) AcceptUDP(fd int, k flow.Key, first [][]byte) {
 			e.announce(&k, peer, fd)
 			udp.ServeAccepted(e.env, p, fd, peer, kept)
 		})
+	}
+	if errors.Is(err, flow.ErrExists) {
+		udp.Deliver(e.env, &k, first)
+		unix.Close(fd)
+		return
 	}
 	if err != nil {
 		e.refused(&k, err)

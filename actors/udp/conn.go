@@ -77,6 +77,14 @@ func ServeAccepted(env *flow.Env, port *flow.Port, fd int, peer netip.AddrPort, 
 	}
 }
 
+// Deliver sends the guest datagrams of the flow k that somebody else has received. Any goroutine may
+// call it.
+func Deliver(env *flow.Env, k *flow.Key, datagrams [][]byte) {
+	c := &conn{env: env}
+	c.hdr.init(env, k)
+	c.deliverFirst(datagrams)
+}
+
 func (c *conn) run() {
 	for c.step() {
 		if !c.port.Spin(&c.env.Rhythm) {

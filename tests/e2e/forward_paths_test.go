@@ -169,3 +169,46 @@ func TestForwardedBurstKeepsOrder(t *testing.T) {
 		})
 	}
 }
+
+// What is sent to a group that the host is in reaches the guest's members, each datagram once.
+func TestForwardedGroup(t *testing.T) {
+	t.Parallel()
+	b := newBed(t, defaultBed)
+	c := connect(t, b, "-u", "1100", "-t", "none", "-T", "none", "-U", "none")
+	group := &net.UDPAddr{IP: net.IPv4(224, 0, 0, 99), Port: 1100}
+	join := func(n *bed.NS, port int) (m *net.UDPConn) {
+		err := n.Do(func() error {
+			h0, err := net.InterfaceByName("h0")
+			if err == nil {
+				m, err = net.ListenMulticastUDP("udp4", h0, &net.UDPAddr{IP: group.IP, Port: port})
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { m.Close() })
+		return m
+	}
+	join(b.Host, 9)
+	member := join(c.target.NS, group.Port)
+	if err := b.Far.IP("route add 224.0.0.0/4 dev f0"); err != nil {
+		t.Fatal(err)
+	}
+	far, err := b.Far.ListenPacket("udp4", bed.FarAddr4+":0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer far.Close()
+	buf := make([]byte, 10)
+	for i := range byte(5) {
+		if _, err := far.WriteTo([]byte{i}, group); err != nil {
+			t.Fatal(err)
+		}
+		member.SetReadDeadline(time.Now().Add(limit))
+		n, from, err := member.ReadFrom(buf)
+		if err != nil || n != 1 || buf[0] != i || from.String() != far.LocalAddr().String() {
+			t.Fatalf("datagram %d: %v of %d bytes from %v, %v", i, buf[0], n, from, err)
+		}
+	}
+}
