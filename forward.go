@@ -82,6 +82,9 @@ func listen(cfg *config.Config, host *autodetect.Host, env *process.Env, table *
 			Log: logging.Limit(log), Announce: announce, InNamespace: env.NetNS.Do,
 			UDPTimeout: kernel.UDPTimeout, UDPStreamTimeout: kernel.UDPStreamTimeout,
 		})
+		if err := env.NetNS.Do(splice.ReusePorts); err != nil {
+			log.Debug("Can't reuse ports early", zap.Error(err))
+		}
 		c.Splice, c.InNamespace = socketToSocket{p.splicer}, env.NetNS.Do
 		c.Policy = rules.Policy{Splice: !cfg.NoSplice, SpliceOnly: cfg.SpliceOnly, KeepLoopback: cfg.HostLoToNSLo}
 	}
