@@ -13,6 +13,9 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"go.uber.org/zap/zaptest/observer"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/pkg/tcpip"
@@ -20,6 +23,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/transport/icmp"
 	"gvisor.dev/gvisor/pkg/waiter"
 
+	"fusilli/actors/dhcp"
 	"fusilli/actors/flow"
 	"fusilli/tapio"
 	"fusilli/tapio/frame"
@@ -516,15 +520,20 @@ func TestPing(t *testing.T) {
 // TestServicesHaveMailboxesOfTheirOwn: a service that does not keep up costs the others nothing.
 func TestServicesHaveMailboxesOfTheirOwn(t *testing.T) {
 	e, link, _ := newEngine(&options{queue: 4096})
-	e.services.dhcp = flow.NewPort(flow.Key{}) // nobody is there
+	// A DHCP server that hangs at its first line of log.
+	release := make(chan struct{})
+	core, _ := observer.New(zapcore.InfoLevel)
+	e.cfg.DHCP = dhcp.New(&dhcp.Config{
+		Guest: netip.MustParseAddr("10.0.2.15"), PrefixLen: 24, Gateway: families[0].alias,
+		Log: zap.New(core, zap.Hooks(func(zapcore.Entry) error { <-release; return nil })),
+	})
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error)
 	go func() { done <- e.Run(ctx) }()
 	request := seed(false, 17, append([]byte{0, 68, 0, 67, 0, 248, 0, 0, 1, 1, 6}, make([]byte, 237)...)...)
 	arp := append(make([]byte, frame.VnetLen+12), 8, 6, 0, 1, 8, 0, 6, 4, 0, 1, 2, 0, 0, 0, 0, 0, 10, 0, 2, 100, 0, 0, 0, 0, 0, 0, 10, 0, 2, 2)
-	const asked = 200
 	b := make([]byte, frame.MaxFrame)
-	for range asked {
+	for range 200 {
 		link.Write(request)
 		link.Write(arp)
 		if n, err := link.Read(b); err != nil || n != frame.MinFrame || b[frame.L3Off+7] != 2 {
@@ -532,7 +541,7 @@ func TestServicesHaveMailboxesOfTheirOwn(t *testing.T) {
 		}
 	}
 	until(t, "losses counted", func() bool { return e.Counters().ServiceDrops.Load() > 0 })
-	e.services.dhcp.Close()
+	close(release)
 	cancel()
 	if err := <-done; err != nil {
 		t.Error(err)
