@@ -9,7 +9,7 @@ bindir = $(DESTDIR)$(PREFIX)/bin
 mandir = $(DESTDIR)$(PREFIX)/share/man/man1
 
 # Programs that call us expect these names.
-LINKS = pasta passt.avx2 pasta.avx2
+LINKS = pasta qrap passt.avx2 pasta.avx2
 
 # A tag, or the date and hash of the last commit: 2026_11_23.abcdef0.
 VERSION ?= $(shell git describe --tags --dirty 2>/dev/null || \

@@ -18,11 +18,14 @@ import (
 	"fmt"
 	"os"
 	"os/user"
+	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 
 	"fusilli/config"
 	"fusilli/internal/process"
+	"fusilli/internal/qrap"
 	"fusilli/internal/sandbox"
 	"fusilli/internal/slirp"
 )
@@ -34,6 +37,9 @@ func main() { os.Exit(run()) }
 
 // run plays the part this process was started for and returns its exit status.
 func run() int {
+	if strings.Contains(filepath.Base(os.Args[0]), "qrap") {
+		return qrap.Main(os.Args[1:], os.Environ(), os.Stderr)
+	}
 	start, err := process.Begin()
 	if err != nil {
 		return fail(err.Error())

@@ -12,10 +12,10 @@ const (
 	macB = "52:54:00:65:43:21"
 )
 
-// configure gives the guest addresses: those of the host by hand, one of its own by advertisement.
+// configure has the guest get addresses from DHCP and from our advertisement.
 func configure(t *testing.T, vm *VM) {
 	t.Helper()
-	sh(t, vm, "ip link set eth0 mtu 65520 up; ip addr add "+bed.HostAddr4+"/24 dev eth0; ip route add default via "+bed.FarAddr4)
+	sh(t, vm, "ip link set eth0 up; udhcpc -n -q -f -t 10 -T 1 -i eth0 -s /etc/udhcpc.script -O mtu -O search >&2")
 	slaac(t, vm)
 }
 
@@ -45,11 +45,36 @@ func healthy(t *testing.T, vm *VM) {
 // TestGuest takes one passt through the lives of two machines, beside another passt with a third.
 func TestGuest(t *testing.T) {
 	b := newBed(t)
-	p := start(t, b)
+	p := start(t, b, "-t", "5002", "-u", "5002", "-H", "hostname1")
 	vm := boot(t, p, macA)
 	p.said(t, "accepted connection from PID ", 1)
 
 	configure(t, vm)
+	t.Run("DHCP", func(t *testing.T) {
+		if out := sh(t, vm, "ip -4 addr show dev eth0"); !strings.Contains(out, bed.HostAddr4+"/24") || !strings.Contains(out, "mtu 65520") {
+			t.Errorf("addresses: %s", out)
+		}
+		if out := sh(t, vm, "ip -4 route show default"); !strings.HasPrefix(out, "default via "+bed.FarAddr4+" dev eth0") {
+			t.Errorf("routes: %s", out)
+		}
+		lease := "\n" + sh(t, vm, "cat /tmp/dhcp4") + "\n"
+		for _, want := range []string{"router=" + bed.FarAddr4, "mtu=65520", "hostname=hostname1", "mask=24"} {
+			if !strings.Contains(lease, "\n"+want+"\n") {
+				t.Errorf("no %s in%s", want, lease)
+			}
+		}
+		p.said(t, "DHCP: ack to request", 1)
+	})
+	t.Run("DHCPv6", func(t *testing.T) {
+		if sh(t, vm, "command -v dhclient || true") == "" {
+			t.Skip("no dhclient on this machine")
+		}
+		sh(t, vm, "touch /tmp/leases; dhclient -6 -1 -sf /etc/dhclient-script -cf /etc/dhclient.conf -lf /tmp/leases -pf /tmp/dhclient.pid eth0 >&2")
+		if out := sh(t, vm, "ip -6 addr show dev eth0"); !strings.Contains(out, bed.HostAddr6+"/128") {
+			t.Errorf("addresses: %s", out)
+		}
+		sh(t, vm, "kill $(cat /tmp/dhclient.pid); ip addr del "+bed.HostAddr6+"/128 dev eth0")
+	})
 	t.Run("router advertisement", func(t *testing.T) {
 		if out := sh(t, vm, "ip -6 addr show dev eth0 scope global"); !strings.Contains(out, "fd77::5054:ff:fe12:3456/64") {
 			t.Errorf("addresses: %s", out)
@@ -59,6 +84,7 @@ func TestGuest(t *testing.T) {
 		}
 	})
 	traffic(t, b, vm)
+	forwarded(t, b, vm)
 	t.Run("ping", func(t *testing.T) {
 		sh(t, vm, "ping -c1 -W5 "+bed.FarAddr4+"; ping -6 -c1 -W5 "+bed.FarAddr6)
 	})
@@ -70,6 +96,7 @@ func TestGuest(t *testing.T) {
 		sh(t, vm, "ip link set eth0 down; ip addr flush dev eth0; ip link set eth0 address 52:54:00:99:99:99; ip link set eth0 up; ip addr add 10.77.0.99/24 dev eth0; ip route add default via "+bed.FarAddr4)
 		slaac(t, vm)
 		traffic(t, b, vm)
+		forwarded(t, b, vm)
 	})
 	healthy(t, vm)
 
@@ -87,6 +114,7 @@ func TestGuest(t *testing.T) {
 		p.said(t, "accepted connection from PID ", 2)
 		configure(t, again)
 		traffic(t, b, again)
+		forwarded(t, b, again)
 		healthy(t, again)
 		again.Close()
 	})
@@ -101,6 +129,23 @@ func TestGuest(t *testing.T) {
 			t.Error("passt goes on without its client")
 		}
 	})
+}
+
+// forwarded moves data to the guest over both protocols and families, from the host by its loopback
+// address and from far by the host's.
+func forwarded(t *testing.T, b *bed.Bed, vm *VM) {
+	t.Helper()
+	for _, from := range []struct {
+		name string
+		ns   *bed.NS
+		addr string
+	}{
+		{"far", b.Far, bed.HostAddr4 + ":5002"}, {"far", b.Far, "[" + bed.HostAddr6 + "]:5002"},
+		{"host", b.Host, "127.0.0.1:5002"}, {"host", b.Host, "[::1]:5002"},
+	} {
+		t.Run("tcp in from "+from.name+" to "+from.addr, func(t *testing.T) { in(t, from.ns, vm, "tcp", from.addr, sized) })
+		t.Run("udp in from "+from.name+" to "+from.addr, func(t *testing.T) { in(t, from.ns, vm, "udp", from.addr, 60<<10) })
+	}
 }
 
 // traffic moves data out over both protocols and families.

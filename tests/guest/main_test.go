@@ -274,7 +274,7 @@ func in(t *testing.T, ns *bed.NS, vm *VM, network, addr string, n int64) {
 		c.Write(nil)
 	}
 	got, err := sink.Wait(ctx)
-	if want := fmt.Sprint(wire.DigestOf(number, n), " ", n); err != nil || got != want {
+	if want := fmt.Sprintf("listening\n%s %d", wire.DigestOf(number, n), n); err != nil || got != want {
 		t.Errorf("%s to %s: the guest got %s, %v, want %s", network, addr, got, err, want)
 	}
 }
