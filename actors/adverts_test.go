@@ -23,12 +23,24 @@ import (
 // recorder is a link that notes when it was sent what.
 type recorder struct {
 	sink
+	mu     sync.Mutex
 	frames [][]byte
 	at     []time.Time
 	err    error
 }
 
+// take returns what was sent so far, and when. What is sent from now on ends with err.
+func (r *recorder) take(err error) (frames [][]byte, at []time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	frames, at = r.frames, r.at
+	r.frames, r.at, r.err = nil, nil, err
+	return frames, at
+}
+
 func (r *recorder) Write(b []byte) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	if r.err != nil {
 		return r.err
 	}
@@ -51,21 +63,21 @@ func TestAdvertisementsNobodyHasAskedFor(t *testing.T) {
 
 		time.Sleep(time.Hour)
 		synctest.Wait()
-		if len(link.frames) != 0 {
-			t.Errorf("%d frames before there was a guest", len(link.frames))
+		if frames, _ := link.take(nil); len(frames) != 0 {
+			t.Errorf("%d frames before there was a guest", len(frames))
 		}
 		e.Greet()
 		greeted := time.Now()
-		if len(link.frames) != 2 {
-			t.Errorf("%d frames for a greeting", len(link.frames))
+		if frames, _ := link.take(nil); len(frames) != 2 {
+			t.Errorf("%d frames for a greeting", len(frames))
 		}
-		link.frames, link.at = nil, nil
 		time.Sleep(24 * time.Hour)
 		synctest.Wait()
+		frames, at := link.take(tapio.ErrDropped) // the guest is gone
 		last, least, most := greeted, time.Hour, time.Duration(0)
-		for i, b := range link.frames {
-			d := link.at[i].Sub(last)
-			last, least, most = link.at[i], min(least, d), max(most, d)
+		for i, b := range frames {
+			d := at[i].Sub(last)
+			last, least, most = at[i], min(least, d), max(most, d)
 			var p frame.Packet
 			if why := frame.Parse(b, &p); why != frame.OK || p.Kind != frame.NDP || b[p.L4] != 134 ||
 				frame.Dst(b) != (frame.MAC{0x33, 0x33, 0, 0, 0, 1}) || frame.NetIP(p.Dst).String() != "ff02::1" {
@@ -73,16 +85,15 @@ func TestAdvertisementsNobodyHasAskedFor(t *testing.T) {
 			}
 		}
 		// Of some 216 that are even between 200 and 600 seconds.
-		if n := len(link.frames); n < 144 || n > 432 || least < 200*time.Second || most >= 600*time.Second || least > 250*time.Second || most < 550*time.Second {
+		if n := len(frames); n < 144 || n > 432 || least < 200*time.Second || most >= 600*time.Second || least > 250*time.Second || most < 550*time.Second {
 			t.Errorf("%d in a day, %v to %v apart", n, least, most)
 		}
 		line := regexp.MustCompile(`^NDP: sending unsolicited RA, next in ([2-5][0-9][0-9])s$`)
-		if n := logs.FilterMessageSnippet("unsolicited").Len(); n != len(link.frames) || !line.MatchString(logs.All()[0].Message) {
+		if n := logs.FilterMessageSnippet("unsolicited").Len(); n != len(frames) || !line.MatchString(logs.All()[0].Message) {
 			t.Errorf("%d lines, %q", n, logs.All()[0].Message)
 		}
 
 		logs.TakeAll()
-		link.err = tapio.ErrDropped // the guest is gone
 		time.Sleep(time.Hour)
 		synctest.Wait()
 		if logs.Len() != 0 {
