@@ -60,7 +60,7 @@ func TestPortsAreForwardedAsTheyAreBound(t *testing.T) {
 	l := greeter(t, c.target.NS, ":5000", "target")
 	began := time.Now()
 	greeted(t, b.Far, in4, "target")
-	if took := time.Since(began); took > 3*time.Second {
+	if took := time.Since(began); took > 5*time.Second {
 		t.Errorf("it took %v until the port was forwarded", took)
 	}
 	greeted(t, b.Far, in6, "target")
@@ -182,7 +182,7 @@ func TestManySocketsInTheNamespace(t *testing.T) {
 	}
 	took, used := time.Since(began), c.usage(t).CPU-before.CPU
 	t.Logf("%d sockets: three appearances in %v, %v of CPU time", n, took, used)
-	if took > 10*time.Second {
+	if took > 15*time.Second {
 		t.Errorf("three appearances took %v", took)
 	}
 	if used > took/20 && !raceEnabled {
