@@ -35,7 +35,7 @@ func TestAppArmorProfile(t *testing.T) {
 	inherit := 0
 	for line := range strings.Lines(string(text)) {
 		line = strings.TrimSpace(line)
-		if !strings.HasPrefix(line, "#") && strings.HasSuffix(line, "ix,") {
+		if !strings.HasPrefix(line, "#") && strings.HasSuffix(line, " rix,") {
 			inherit++
 		}
 	}
