@@ -68,7 +68,7 @@ func TestPortsAreForwardedAsTheyAreBound(t *testing.T) {
 	l.Close()
 	greeted(t, b.Far, in4, "")
 	greeted(t, b.Far, in6, "")
-	l = greeter(t, c.target.NS, "0.0.0.0:5000", "again")
+	greeter(t, c.target.NS, "0.0.0.0:5000", "again")
 	greeted(t, b.Far, in4, "again")
 
 	// UDP has its own ports, and those of TCP.
