@@ -398,7 +398,11 @@ func (l *launcher) supervise() (int, error) {
 			l.translator.await()
 			return l.holder.status(), nil
 		case <-l.done(released):
-			return l.translator.status(), nil
+			status := l.translator.status()
+			if status == 128+int(unix.SIGSYS) {
+				return status, failf("The translator made a system call it is not allowed, and was killed: please report this")
+			}
+			return status, nil
 		}
 	}
 }

@@ -192,9 +192,16 @@ func victim(action Action, which string) int {
 // takeOver runs a victim in namespaces of its own.
 func takeOver(t *testing.T, action Action, which string) (string, syscall.WaitStatus) {
 	t.Helper()
-	c := exec.Command("/proc/self/exe", asVictim, string(action), which)
+	const all = unix.CLONE_NEWUSER | unix.CLONE_NEWNS | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWPID
+	return run(t, all, action, which)
+}
+
+// run runs a victim in the given namespaces, a user namespace among them.
+func run(t *testing.T, namespaces uintptr, action Action, which ...string) (string, syscall.WaitStatus) {
+	t.Helper()
+	c := exec.Command("/proc/self/exe", asVictim, string(action), strings.Join(append(which, "all")[:1], ""))
 	c.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags:  unix.CLONE_NEWUSER | unix.CLONE_NEWNS | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWPID,
+		Cloneflags:  namespaces,
 		UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Geteuid(), Size: 1}},
 		GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getegid(), Size: 1}},
 	}
