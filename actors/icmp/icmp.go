@@ -9,10 +9,14 @@
 // reply with the sequence number of the one before is a duplicate and dropped, unless the guest has
 // used that number again since.
 //
+// A request leaves with the guest's time to live (or hop limit) and type of service, and a reply
+// arrives with the time to live it came with. What routers or the peer say about a request lies in
+// the socket's error queue and is told to the guest with its own request quoted, so that traceroute
+// and mtr in the guest see the hops behind the host.
+//
 // A flow ends after 60 s without a request. Replies do not count: a peer cannot keep a flow.
 //
-// Left out: everything but echo, errors about requests (an unreachable host does not answer), and the
-// time to live (traceroute with echo requests sees one hop). Where the host does not permit ping
+// Left out: everything but echo, and errors of the host itself. Where the host does not permit ping
 // sockets, the flow ends at once and the log says what to do, at most once in a while.
 package icmp
 
@@ -39,6 +43,9 @@ const (
 	echoReply6 = 129 // RFC 4443, section 4.2
 
 	maxFaults = 64 // errors in a row before a socket is given up
+
+	// defaultHops is what the kernel puts into requests unless told otherwise (ip(7), ip_default_ttl).
+	defaultHops = 64
 )
 
 // Dialer makes the sockets of flows.
@@ -51,8 +58,11 @@ type Dialer interface {
 type conn struct {
 	env  *flow.Env
 	port *flow.Port
+	host netip.Addr // whom the socket is connected to
 	fd   int
 	v6   bool
+
+	hops, tos uint8 // of requests
 
 	failed bool
 	warned bool // that a request was not sent
@@ -66,7 +76,7 @@ type conn struct {
 func Serve(env *flow.Env, port *flow.Port, dialer Dialer, dst netip.Addr) {
 	defer port.Close()
 	k := port.Key()
-	c := &conn{env: env, port: port, v6: k.V6(), last: -1, lastAt: flow.Now()}
+	c := &conn{env: env, port: port, host: dst, v6: k.V6(), hops: defaultHops, last: -1, lastAt: flow.Now()}
 	if c.v6 {
 		c.pseudo = frame.PseudoSum(&k.Remote, &k.Guest, frame.ProtoICMPv6, 0)
 	}
@@ -139,6 +149,7 @@ func (c *conn) fromGuest(r *flow.Run) {
 	frames := *r
 	var v flow.View
 	for frames.Next(&v) {
+		c.setHeader(v.Frame[v.L3:])
 		msg := v.Frame[v.L4:v.End]
 		if int(binary.BigEndian.Uint16(msg[6:])) == c.last {
 			c.last = -1
@@ -146,6 +157,7 @@ func (c *conn) fromGuest(r *flow.Run) {
 		e := sock.Send(c.fd, msg)
 		if e != 0 && e != unix.EAGAIN {
 			// Perhaps what an earlier request has met, reported once.
+			c.readErrors()
 			e = sock.Send(c.fd, msg)
 		}
 		if e != 0 && !c.warned {
@@ -161,12 +173,13 @@ func (c *conn) fromHost() bool {
 	buf := c.env.Buffer()
 	defer c.env.PutBuffer(buf)
 	for faults := 0; ; {
-		n, e := sock.Recv(c.fd, buf[flow.Headroom:])
+		n, hops, e := sock.RecvHops(c.fd, buf[flow.Headroom:])
 		switch {
 		case e == unix.EAGAIN:
 			return false
 		case e != 0:
-			// What a request has met; reading it has cleared it.
+			// What a request has met.
+			c.readErrors()
 			if faults++; faults == maxFaults {
 				c.failed = true
 				return true
@@ -174,15 +187,16 @@ func (c *conn) fromHost() bool {
 			continue
 		}
 		faults = 0
-		c.reply(buf, n)
+		c.reply(buf, n, hops)
 		if c.port.Mail() || c.port.Stopped() {
 			return true
 		}
 	}
 }
 
-// reply sends the message of n bytes in buf at flow.Headroom to the guest, if it is a reply.
-func (c *conn) reply(buf *[flow.BufferSize]byte, n int) {
+// reply sends the message of n bytes in buf at flow.Headroom to the guest, if it is a reply. It has come
+// with the time to live hops.
+func (c *conn) reply(buf *[flow.BufferSize]byte, n int, hops uint8) {
 	msg := buf[flow.Headroom : flow.Headroom+n]
 	want := uint8(echoReply4)
 	if c.v6 {
@@ -201,7 +215,7 @@ func (c *conn) reply(buf *[flow.BufferSize]byte, n int) {
 	k := c.port.Key()
 	binary.BigEndian.PutUint16(msg[4:], k.GuestPort)
 	msg[2], msg[3] = 0, 0
-	ip := frame.IP{Src: k.Remote, Dst: k.Guest, Proto: frame.ProtoICMP, TTL: 255, DF: true, Len: n}
+	ip := frame.IP{Src: k.Remote, Dst: k.Guest, Proto: frame.ProtoICMP, TTL: hops, DF: true, Len: n}
 	hlen, etherType, pseudo := frame.IPv4Len, uint16(frame.EtherIPv4), uint32(0)
 	if c.v6 {
 		ip.Proto = frame.ProtoICMPv6
@@ -212,7 +226,12 @@ func (c *conn) reply(buf *[flow.BufferSize]byte, n int) {
 	frame.PutVnet(b, frame.Vnet{})
 	frame.PutEth(b, c.env.GuestMAC(), c.env.OurMAC, etherType)
 	frame.PutIP(b[frame.L3Off:], &ip)
-	if err := c.env.Link.Write(b[:frame.Pad(b, frame.L3Off+hlen+n)]); err != nil {
+	c.write(b[:frame.Pad(b, frame.L3Off+hlen+n)])
+}
+
+// write hands a frame to the link.
+func (c *conn) write(b []byte) {
+	if err := c.env.Link.Write(b); err != nil {
 		// Either that frame is lost, or the link is: then its reader ends everything.
 		c.env.Counters.LinkDropped.Add(1)
 	}

@@ -10,7 +10,8 @@ import (
 
 // Ping returns a ping socket (icmp(7)) connected to addr. It sends echo requests without their IP
 // header, with an identifier and a checksum put in by the kernel, and receives the replies to that
-// identifier. Errors are those of socket(2) and connect(2): EACCES means that the caller's groups
+// identifier. It queues ICMP errors about the requests (IP_RECVERR, ip(7)) and tells the time to live of
+// what it receives, where the kernel can. Errors are those of socket(2) and connect(2): EACCES means that the caller's groups
 // are not in net.ipv4.ping_group_range.
 func (h *Host) Ping(addr netip.Addr) (int, error) {
 	v4 := addr.Is4()
@@ -22,6 +23,12 @@ func (h *Host) Ping(addr netip.Addr) (int, error) {
 	if err != nil {
 		return -1, os.NewSyscallError("socket", err)
 	}
+	level, report, hops := unix.SOL_IP, unix.IP_RECVERR, unix.IP_RECVTTL
+	if !v4 {
+		level, report, hops = unix.SOL_IPV6, unix.IPV6_RECVERR, unix.IPV6_RECVHOPLIMIT
+	}
+	rawSetInt(fd, level, report, 1)
+	rawSetInt(fd, level, hops, 1)
 	out := h.out(v4)
 	if name := h.device(v4); name != "" && !out.IsLoopback() && !addr.IsLoopback() {
 		if err := unix.BindToDevice(fd, name); err != nil {

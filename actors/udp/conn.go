@@ -176,11 +176,7 @@ func (c *conn) seen(side *uint8) {
 // setTTL has what is sent from now on carry the guest's time to live or hop limit.
 func (c *conn) setTTL(ttl uint8) {
 	c.ttl = ttl
-	if c.host.Addr().Is4() {
-		unix.SetsockoptInt(c.fd, unix.SOL_IP, unix.IP_TTL, int(ttl))
-	} else {
-		unix.SetsockoptInt(c.fd, unix.SOL_IPV6, unix.IPV6_UNICAST_HOPS, int(ttl))
-	}
+	sock.SetHops(c.fd, c.host.Addr().Is6(), ttl)
 }
 
 // write hands the frame of n bytes at the start of b, which has room for frame.MinFrame bytes, to

@@ -1,14 +1,13 @@
 package udp
 
 import (
-	"encoding/binary"
 	"net/netip"
-	"unsafe"
 
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
 	"fusilli/actors/flow"
+	"fusilli/actors/sock"
 	"fusilli/tapio/frame"
 )
 
@@ -41,110 +40,41 @@ func (c *conn) readErrors() {
 	c.sendError = false
 	buf := c.env.Buffer()
 	defer c.env.PutBuffer(buf)
-	var (
-		control [256]byte
-		iov     unix.Iovec
-		msg     unix.Msghdr
-	)
 	for range maxErrors {
-		iov.Base = &buf[quoteAt]
-		iov.SetLen(len(buf) - quoteAt)
-		msg = unix.Msghdr{Iov: &iov, Control: &control[0]}
-		msg.SetIovlen(1)
-		msg.SetControllen(len(control))
-		n, _, e := unix.RawSyscall(unix.SYS_RECVMSG, uintptr(c.fd), uintptr(unsafe.Pointer(&msg)),
-			unix.MSG_ERRQUEUE|unix.MSG_DONTWAIT)
-		switch {
-		case e == unix.EINTR:
-		case e != 0:
+		r, n, e := sock.ReadReport(c.fd, buf[quoteAt:])
+		if e != 0 {
 			return
-		default:
-			if ee, from, ok := parseError(control[:msg.Controllen]); ok {
-				c.tell(buf, &ee, from, buf[quoteAt:quoteAt+int(n)])
-			}
 		}
+		c.tell(buf, &r, buf[quoteAt:quoteAt+n])
 	}
 }
 
-// parseError finds the extended error in the control messages b, and who reported it.
-func parseError(b []byte) (ee unix.SockExtendedErr, from netip.Addr, ok bool) {
-	const size = unix.SizeofCmsghdr
-	for len(b) >= size {
-		h := (*unix.Cmsghdr)(unsafe.Pointer(&b[0]))
-		n := int(h.Len)
-		if n < size || n > len(b) {
-			return ee, from, false
-		}
-		level, typ := h.Level, h.Type
-		data := b[unix.CmsgLen(0):max(n, unix.CmsgLen(0))]
-		if level == unix.SOL_IP && typ == unix.IP_RECVERR || level == unix.SOL_IPV6 && typ == unix.IPV6_RECVERR {
-			return parseExtended(data)
-		}
-		b = b[min(unix.CmsgSpace(n-unix.CmsgLen(0)), len(b)):]
-	}
-	return ee, from, false
-}
-
-// parseExtended reads a struct sock_extended_err with the address behind it.
-func parseExtended(b []byte) (ee unix.SockExtendedErr, from netip.Addr, ok bool) {
-	const size = 16
-	if len(b) < size {
-		return ee, from, false
-	}
-	ee = unix.SockExtendedErr{
-		Errno: binary.NativeEndian.Uint32(b), Origin: b[4], Type: b[5], Code: b[6],
-		Info: binary.NativeEndian.Uint32(b[8:]), Data: binary.NativeEndian.Uint32(b[12:]),
-	}
-	switch a := b[size:]; {
-	case len(a) >= unix.SizeofSockaddrInet4 && binary.NativeEndian.Uint16(a) == unix.AF_INET:
-		from = netip.AddrFrom4([4]byte(a[4:8]))
-	case len(a) >= unix.SizeofSockaddrInet6 && binary.NativeEndian.Uint16(a) == unix.AF_INET6:
-		from = netip.AddrFrom16([16]byte(a[8:24])).Unmap() // of IPv4 too, on a socket for both
-	}
-	return ee, from, true
-}
-
-// tell sends the guest the error ee, reported by from, about a datagram that began with payload, if
-// it came off the network and the guest can make something of its sender. The frame is built at
-// buf's beginning.
-func (c *conn) tell(buf *[flow.BufferSize]byte, ee *unix.SockExtendedErr, from netip.Addr, payload []byte) {
+// tell sends the guest the report r about a datagram that began with payload, if it came off the
+// network and the guest can make something of its sender. The frame is built at buf's beginning.
+func (c *conn) tell(buf *[flow.BufferSize]byte, r *sock.Report, payload []byte) {
 	k := c.port.Key()
 	want := uint8(unix.SO_EE_ORIGIN_ICMP)
 	if k.V6() {
 		want = unix.SO_EE_ORIGIN_ICMP6
 	}
-	src, ok := c.present(from)
-	if ee.Origin != want || !ok {
-		c.env.Log.Debug("Can't propagate error", zap.Stringer("host", c.host), zap.Stringer("from", from),
-			zap.Uint8("origin", ee.Origin), zap.Error(unix.Errno(ee.Errno)))
+	src, ok := c.present(r.From)
+	if r.Origin != want || !ok {
+		c.env.Log.Debug("Can't propagate error", zap.Stringer("host", c.host), zap.Stringer("from", r.From),
+			zap.Uint8("origin", r.Origin), zap.Error(r.Err))
 		return
 	}
 	e := frame.ICMPError{
-		SrcMAC: c.env.OurMAC, DstMAC: c.env.GuestMAC(), Src: src, Type: ee.Type, Code: ee.Code,
+		SrcMAC: c.env.OurMAC, DstMAC: c.env.GuestMAC(), Src: src, Type: r.Type, Code: r.Code,
 		Guest: k.Guest, Remote: k.Remote, GuestPort: k.GuestPort, RemotePort: k.RemotePort,
 		Payload: payload,
 	}
-	if k.V6() && ee.Type == tooBig6 || !k.V6() && ee.Type == unreachable4 && ee.Code == fragNeeded4 {
-		e.Info = ee.Info
+	if k.V6() && r.Type == tooBig6 || !k.V6() && r.Type == unreachable4 && r.Code == fragNeeded4 {
+		e.Info = r.Info
 	}
 	c.write(buf[:], frame.PutICMPError(buf[:], &e))
 }
 
 // present returns the address by which the guest knows a, the sender of an error, if it can know it.
 func (c *conn) present(a netip.Addr) (frame.Addr, bool) {
-	k := c.port.Key()
-	if a == c.host.Addr().WithZone("") {
-		return k.Remote, true
-	}
-	if a.IsValid() && c.env.Present != nil {
-		var ok bool
-		if a, ok = c.env.Present(a); !ok {
-			return frame.Addr{}, false
-		}
-	}
-	f := frame.AddrOf(a)
-	if !a.IsValid() || a.Is4() == k.V6() || a.IsLoopback() || a.IsUnspecified() || f == k.Guest {
-		return f, false
-	}
-	return f, true
+	return c.env.Reporter(c.port.Key(), c.host.Addr(), a)
 }

@@ -104,13 +104,3 @@ func FuzzFromHost(f *testing.F) {
 		}
 	})
 }
-
-func FuzzParseError(f *testing.F) {
-	b := make([]byte, 48)
-	h := (*unix.Cmsghdr)(ptr(b))
-	h.Level, h.Type = unix.SOL_IP, unix.IP_RECVERR
-	h.SetLen(48)
-	f.Add(b)
-	f.Add(append(bytes.Repeat([]byte{24, 0, 0, 0, 0, 0, 0, 0}, 3), b...))
-	f.Fuzz(func(t *testing.T, b []byte) { parseError(b) })
-}

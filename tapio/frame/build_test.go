@@ -247,7 +247,7 @@ func TestICMPError(t *testing.T) {
 		{"no payload", guest4, remote4, 3, 3, 0, nil, 0},
 		{"fragmentation needed", guest4, remote4, 3, 4, 1400, long, 8},
 		{"port unreachable 6", guest6, remote6, 1, 4, 0, []byte("hello"), 5},
-		{"packet too big", guest6, remote6, 2, 0, 1280, long, 1232},
+		{"packet too big", guest6, remote6, 2, 0, 1280, long, 1184},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			e := &ICMPError{SrcMAC: ourMAC, DstMAC: guestMAC, Src: AddrOf(tt.remote), Type: tt.typ, Code: tt.code, Info: tt.info,
@@ -287,6 +287,45 @@ func TestICMPError(t *testing.T) {
 			verify(t, quoted)
 			if n := testing.AllocsPerRun(10, func() { PutICMPError(b[:cap(b)], e) }); n != 0 {
 				t.Errorf("%v allocations", n)
+			}
+		})
+	}
+}
+
+// TestICMPErrorAboutEcho: the guest's ping finds its own request in the error.
+func TestICMPErrorAboutEcho(t *testing.T) {
+	request := append([]byte{8, 0, 1, 2, 0x12, 0x34, 0, 7}, bytes.Repeat([]byte("x"), 3000)...)
+	for _, tt := range []struct {
+		name          string
+		guest, remote netip.Addr
+		quoted        int
+	}{
+		{"IPv4", guest4, remote4, 16},
+		{"IPv6", guest6, remote6, 1192},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			e := &ICMPError{SrcMAC: ourMAC, DstMAC: guestMAC, Src: AddrOf(tt.remote), Type: 3, Echo: true,
+				Guest: AddrOf(tt.guest), Remote: AddrOf(tt.remote), Payload: request}
+			b := make([]byte, ICMPErrorLen)
+			b = b[:PutICMPError(b, e)]
+			decode(t, b)
+			hlen, first, proto := IPv4Len, gopacket.Decoder(layers.LayerTypeIPv4), layers.IPProtocolICMPv4
+			if tt.guest.Is6() {
+				hlen, first, proto = IPv6Len, layers.LayerTypeIPv6, layers.IPProtocolICMPv6
+			}
+			q := b[L3Off+hlen+ICMPLen:]
+			if !bytes.Equal(q[hlen:], request[:tt.quoted]) {
+				t.Errorf("quoted % x", q[hlen:])
+			}
+			switch ip := gopacket.NewPacket(q, first, gopacket.Default).NetworkLayer().(type) {
+			case *layers.IPv4:
+				if ip.Protocol != proto || int(ip.Length) != IPv4Len+tt.quoted {
+					t.Errorf("%+v", ip)
+				}
+			case *layers.IPv6:
+				if ip.NextHeader != proto || int(ip.Length) != tt.quoted {
+					t.Errorf("%+v", ip)
+				}
 			}
 		})
 	}

@@ -2,17 +2,18 @@ package frame
 
 import "encoding/binary"
 
-// Payload bytes of the original datagram that an ICMP error quotes.
+// Payload bytes of the original datagram that an ICMP error quotes: over IPv6 as many as leave the
+// whole packet within the least MTU (RFC 4443, section 2.4).
 const (
 	quote4 = 8
-	quote6 = 1232
+	quote6 = 1280 - IPv6Len - ICMPLen - IPv6Len - UDPLen
 )
 
 // ICMPErrorLen is the room PutICMPError needs: the longest frame it writes.
 const ICMPErrorLen = L3Off + IPv6Len + ICMPLen + IPv6Len + UDPLen + quote6
 
 // ICMPError is an ICMP or ICMPv6 error message (RFC 792, RFC 4443) to the guest about a UDP
-// datagram it sent. All addresses are of the same IP version.
+// datagram or an echo request it sent. All addresses are of the same IP version.
 type ICMPError struct {
 	SrcMAC, DstMAC MAC
 	Src            Addr // who reports the error
@@ -23,6 +24,10 @@ type ICMPError struct {
 	GuestPort, RemotePort uint16
 	FlowLabel             uint32
 	Payload               []byte // as much of it as is known; lent for the call
+
+	// Echo says that it was an echo request: there are no ports, and Payload begins with its
+	// ICMPLen bytes of header, as the guest sent them.
+	Echo bool
 }
 
 // PutICMPError writes the whole frame to b, which has at least ICMPErrorLen bytes, and returns its
@@ -34,9 +39,14 @@ func PutICMPError(b []byte, e *ICMPError) int {
 	if v4 {
 		proto, hlen, quote, etherType = ProtoICMP, IPv4Len, quote4, EtherIPv4
 	}
+	quoted, l4 := uint8(ProtoUDP), UDPLen
+	if e.Echo {
+		quoted, l4 = proto, 0
+		quote += UDPLen // as long a header, but among the payload
+	}
 	payload := e.Payload[:min(len(e.Payload), quote)]
 	icmp := b[L3Off+hlen:]
-	n := ICMPLen + hlen + UDPLen + len(payload)
+	n := ICMPLen + hlen + l4 + len(payload)
 
 	PutVnet(b, Vnet{})
 	PutEth(b, e.DstMAC, e.SrcMAC, etherType)
@@ -44,13 +54,17 @@ func PutICMPError(b []byte, e *ICMPError) int {
 	icmp[0], icmp[1], icmp[2], icmp[3] = e.Type, e.Code, 0, 0
 	binary.BigEndian.PutUint32(icmp[4:], e.Info)
 	orig := icmp[ICMPLen:]
-	PutIP(orig, &IP{Src: e.Guest, Dst: e.Remote, Proto: ProtoUDP, TTL: 255, DF: true, Len: UDPLen + len(payload)})
-	copy(orig[hlen+UDPLen:], payload)
+	PutIP(orig, &IP{Src: e.Guest, Dst: e.Remote, Proto: quoted, TTL: 255, DF: true, Len: l4 + len(payload)})
+	copy(orig[hlen+l4:], payload)
 
-	PutUDP(orig[hlen:], e.GuestPort, e.RemotePort, len(payload), 0)
 	var sum uint32
 	if !v4 {
 		sum = PseudoSum(&e.Src, &e.Guest, ProtoICMPv6, n)
+	}
+	if !e.Echo {
+		PutUDP(orig[hlen:], e.GuestPort, e.RemotePort, len(payload), 0)
+	}
+	if !v4 && !e.Echo {
 		udp := PseudoSum(&e.Guest, &e.Remote, ProtoUDP, UDPLen+len(payload))
 		field := Checksum(orig[hlen:hlen+UDPLen+len(payload)], udp)
 		if field == 0 {
