@@ -1,5 +1,5 @@
 # passt and pasta are one static program without cgo. Targets: all (the default), install,
-# dist, test, bench, demo, clean.
+# dist, test, test-clients, bench, demo, clean.
 
 PREFIX  ?= /usr/local
 DESTDIR ?=
@@ -7,6 +7,8 @@ GO      ?= go
 
 bindir = $(DESTDIR)$(PREFIX)/bin
 mandir = $(DESTDIR)$(PREFIX)/share/man/man1
+# What programs are pointed to, and nobody calls by name.
+libexecdir = $(DESTDIR)$(PREFIX)/libexec/fusilli
 
 # Programs that call us expect these names.
 LINKS = pasta qrap passt.avx2 pasta.avx2
@@ -34,6 +36,9 @@ install: all
 	install -d $(bindir)
 	install -m 755 $(OUT)/passt $(bindir)/passt
 	for l in $(LINKS); do ln -sf passt $(bindir)/$$l || exit 1; done
+	install -d $(libexecdir)/program
+	install -m 755 contrib/slirp4netns/slirp4netns $(libexecdir)/slirp4netns
+	ln -sf ../../../bin/passt $(libexecdir)/program/slirp4netns
 	for m in man/*.1; do \
 		[ -e "$$m" ] || continue; \
 		install -d $(mandir) && install -m 644 "$$m" $(mandir)/ || exit 1; \
@@ -43,6 +48,12 @@ test: setup static
 	$(GO) test ./...
 	$(GO) test -race ./...
 	$(MAKE) fuzz
+
+# Docker, Podman, rootlesskit and what else calls us, with us in their place. These take minutes and
+# install much.
+test-clients:
+	if [ "$$(id -u)" = 0 ]; then sh tests/clients/setup.sh; fi
+	FUSILLI_CLIENTS=all $(GO) test -count=1 -timeout 15m ./tests/clients
 
 # Where there is nothing to install and no right to, the tests say what they miss.
 setup:
@@ -77,4 +88,4 @@ clean:
 	rm -rf passt $(LINKS) dist
 
 FORCE:
-.PHONY: all install test setup static fuzz bench demo dist clean FORCE
+.PHONY: all install test test-clients setup static fuzz bench demo dist clean FORCE

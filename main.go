@@ -90,6 +90,9 @@ func commandLine(argv []string) (*config.Config, *slirp.Options, error) {
 	if err != nil || o.Help || o.Version {
 		return nil, o, err
 	}
+	if err := resolveOutbound(o); err != nil {
+		return nil, o, err
+	}
 	return o.Config(), o, nil
 }
 

@@ -83,17 +83,48 @@ func checkSlirp(o *slirp.Options) error {
 			return fmt.Errorf("userns path doesn't exist: %s", o.UserNSPath)
 		}
 	}
-	for _, i := range []struct{ name, option, family string }{
-		{o.OutboundIfV4, "outbound-addr", "ipv4"}, {o.OutboundIfV6, "outbound-addr6", "ipv6"},
+	return nil
+}
+
+// resolveOutbound puts the addresses that interfaces have now in the place of their names: to be sent
+// from such an address, and wherever the routes lead, is all that is asked for.
+func resolveOutbound(o *slirp.Options) error {
+	for _, i := range []struct {
+		name           *string
+		addr           *netip.Addr
+		option, family string
+	}{
+		{&o.OutboundIfV4, &o.OutboundV4, "outbound-addr", "ipv4"},
+		{&o.OutboundIfV6, &o.OutboundV6, "outbound-addr6", "ipv6"},
 	} {
-		if i.name == "" {
+		if *i.name == "" {
 			continue
 		}
-		if _, err := net.InterfaceByName(i.name); err != nil {
+		a, err := interfaceAddr(*i.name, i.family == "ipv6")
+		if err != nil {
 			return fmt.Errorf("%s has to be valid %s address or interface name.", i.option, i.family)
 		}
+		*i.name, *i.addr = "", a
 	}
 	return nil
+}
+
+// interfaceAddr returns the first address of one family, not link-local, that an interface has.
+func interfaceAddr(name string, v6 bool) (netip.Addr, error) {
+	i, err := net.InterfaceByName(name)
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	addrs, err := i.Addrs()
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	for _, a := range addrs {
+		if p, err := netip.ParsePrefix(a.String()); err == nil && p.Addr().Is6() == v6 && !p.Addr().IsLinkLocalUnicast() {
+			return p.Addr(), nil
+		}
+	}
+	return netip.Addr{}, fmt.Errorf("interface %s has no such address", name)
 }
 
 // inherited takes over a descriptor of the program that started us, which nobody else is to get.

@@ -15,6 +15,8 @@ import (
 const (
 	// maxRequest is the size in bytes a request must stay below.
 	maxRequest = 4096
+	// maxExcess is how much more than that, in bytes, is read and ignored.
+	maxExcess = 1 << 20
 	// patience is how long a client may take for its request, and for reading the answer.
 	patience = 5 * time.Second
 )
@@ -98,6 +100,8 @@ func (a *API) serve(c io.ReadWriter) {
 		return
 	}
 	c.Write(append(a.Handle(text), '\n')) // a client that is gone needs no answer
+	// What is not read resets the connection, and the answer is lost.
+	io.CopyN(io.Discard, c, maxExcess)
 }
 
 // badRequest is why a request is refused.
