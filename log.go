@@ -24,7 +24,7 @@ func openLog(start *process.Start, cfg *config.Config) (*logging.Logger, error) 
 		}
 		f, err := logging.CreateFile(cfg.Log.File, fmt.Sprintf("%s %s: %s (%d)", cfg.Mode, version, exe, os.Getpid()))
 		if err != nil {
-			return nil, fmt.Errorf("Couldn't open log file %s: %s", cfg.Log.File, process.Reason(err))
+			return nil, process.Failf("Couldn't open log file %s: %s", cfg.Log.File, process.Reason(err))
 		}
 		start.Pass(f)
 		o.File = logging.NewFile(f, cfg.Log.Size, start.Origin)

@@ -2,7 +2,6 @@ package main
 
 import (
 	"errors"
-	"fmt"
 	"os"
 
 	"go.uber.org/zap"
@@ -30,7 +29,7 @@ func takeGuest(cfg *config.Config) (*os.File, error) {
 	}
 	fd, err := moveFD(cfg.FD)
 	if err != nil {
-		return nil, fmt.Errorf("Could not move --fd descriptor: %s", process.Reason(err))
+		return nil, process.Failf("Could not move --fd descriptor: %s", process.Reason(err))
 	}
 	return os.NewFile(uintptr(fd), guestName), nil
 }

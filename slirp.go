@@ -102,7 +102,7 @@ func resolveOutbound(o *slirp.Options) error {
 		}
 		a, err := interfaceAddr(*i.name, i.family == "ipv6")
 		if err != nil {
-			return fmt.Errorf("%s has to be valid %s address or interface name.", i.option, i.family)
+			return slirp.ErrOutbound{Option: i.option, Family: i.family}
 		}
 		*i.name, *i.addr = "", a
 	}

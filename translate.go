@@ -153,13 +153,13 @@ func lostLink(err error, log *zap.Logger) error {
 		return nil
 	case errors.Is(err, tapio.ErrListener):
 		log.Debug("No client can be accepted", zap.Error(err))
-		return errors.New("Error on listening Unix socket, exiting")
+		return process.Failf("Error on listening Unix socket, exiting")
 	}
 	log.Debug("The tap has failed", zap.Error(err))
 	if errors.Is(err, tapio.ErrGone) {
-		return errors.New("EOF on tap device, exiting")
+		return process.Failf("EOF on tap device, exiting")
 	}
-	return errors.New("Error on tap device, exiting")
+	return process.Failf("Error on tap device, exiting")
 }
 
 // procs returns the number of threads that run Go code at a time on a machine with so many CPUs.

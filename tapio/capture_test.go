@@ -166,7 +166,7 @@ func TestSlowFileHoldsUpOnce(t *testing.T) {
 		for range fit + more {
 			c.add(b)
 		}
-		if took := time.Now().Sub(start); took != captureWait {
+		if took := time.Since(start); took != captureWait {
 			t.Errorf("held up for %v, want %v", took, captureWait)
 		}
 		close(file.free)

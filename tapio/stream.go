@@ -23,7 +23,7 @@ const socketBuffer = 1 << 30
 var ErrClientGone = errors.New("client is gone")
 
 // ErrListener is what Read returns, with the reason, when no client can be accepted any more.
-var ErrListener = errors.New("Error on listening Unix socket")
+var ErrListener = errors.New("listening socket failed")
 
 // StreamOptions say how a stream behaves. The zero value waits for one client after the other.
 type StreamOptions struct {

@@ -138,18 +138,18 @@ func reap(pid int) {
 func (c *clone) failure(r childReport) error {
 	switch r.step {
 	case stepGroup:
-		return failf("Can't set GID to %d", c.user.GID)
+		return Failf("Can't set GID to %d", c.user.GID)
 	case stepUser:
-		return failf("Can't set UID to %d", c.user.UID)
+		return Failf("Can't set UID to %d", c.user.UID)
 	case stepUserNS:
-		return failf("Couldn't enter user namespace %s: %s", c.userNS.Name(), Reason(r.errno))
+		return Failf("Couldn't enter user namespace %s: %s", c.userNS.Name(), Reason(r.errno))
 	case stepNewUser:
-		return failf("Couldn't create user namespace: %s", Reason(r.errno))
+		return Failf("Couldn't create user namespace: %s", Reason(r.errno))
 	case stepClone:
 		if c.confine {
 			return isolateError{r.errno}
 		}
-		return failf("Couldn't create namespaces: %s", Reason(r.errno))
+		return Failf("Couldn't create namespaces: %s", Reason(r.errno))
 	case stepPrivs:
 		return fmt.Errorf("set no_new_privs: %w", r.errno)
 	case stepLink:

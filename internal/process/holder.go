@@ -100,11 +100,11 @@ func run(command []string) error {
 		case file == "":
 			file = "/bin/sh"
 		case len(file) >= unix.PathMax:
-			return failf("$SHELL is too long (%d bytes)", len(file))
+			return Failf("$SHELL is too long (%d bytes)", len(file))
 		}
 		argv = []string{"-" + file}
 	}
-	return failf("Failed to start command or shell: %s", Reason(search(file, argv)))
+	return Failf("Failed to start command or shell: %s", Reason(search(file, argv)))
 }
 
 // search executes file as execvp(3) does: a name without a slash is looked for in PATH,

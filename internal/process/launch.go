@@ -135,7 +135,7 @@ func (l *launcher) begin() error {
 	if l.spec.PIDFile != "" {
 		f, err := openFile(l.spec.PIDFile, unix.O_CREAT|unix.O_TRUNC|unix.O_WRONLY, 0o600)
 		if err != nil {
-			return failf("Couldn't open PID file %s: %s", l.spec.PIDFile, Reason(err))
+			return Failf("Couldn't open PID file %s: %s", l.spec.PIDFile, Reason(err))
 		}
 		l.pidFile = l.keep(f)
 	}
@@ -233,7 +233,7 @@ func (l *launcher) openUserNS(path string) (*os.File, error) {
 	}
 	f, err := openFile(path, unix.O_RDONLY, 0)
 	if err != nil {
-		return nil, failf("Couldn't open user namespace %s: %s", path, Reason(err))
+		return nil, Failf("Couldn't open user namespace %s: %s", path, Reason(err))
 	}
 	l.keep(f)
 	var own, other unix.Stat_t
@@ -319,7 +319,7 @@ func createHolder(link *os.File, withUserNS bool) (*os.Process, error) {
 		Sys:   attr,
 	})
 	if err != nil {
-		return nil, failf(what, Reason(err))
+		return nil, Failf(what, Reason(err))
 	}
 	return p, nil
 }
@@ -400,7 +400,7 @@ func (l *launcher) supervise() (int, error) {
 		case <-l.done(released):
 			status := l.translator.status()
 			if status == 128+int(unix.SIGSYS) {
-				return status, failf("The translator made a system call it is not allowed, and was killed: please report this")
+				return status, Failf("The translator made a system call it is not allowed, and was killed: please report this")
 			}
 			return status, nil
 		}
@@ -423,7 +423,7 @@ func (l *launcher) answered(a answer) error {
 			return failure(a.fail)
 		}
 		<-l.translator.done
-		return failf("Translator ended before it was ready, with status %d", l.translator.status())
+		return Failf("Translator ended before it was ready, with status %d", l.translator.status())
 	}
 	if l.pidFile != nil {
 		pid := l.translator.process.Pid
@@ -431,7 +431,7 @@ func (l *launcher) answered(a answer) error {
 			pid = os.Getpid()
 		}
 		if _, err := fmt.Fprintln(l.pidFile, pid); err != nil {
-			return failf("Couldn't write PID file %s: %s", l.spec.PIDFile, Reason(err))
+			return Failf("Couldn't write PID file %s: %s", l.spec.PIDFile, Reason(err))
 		}
 	}
 	if l.holder != nil {

@@ -101,7 +101,8 @@ type failure string
 
 func (f failure) Error() string { return string(f) }
 
-func failf(format string, args ...any) error { return failure(fmt.Sprintf(format, args...)) }
+// Failf returns an error whose text is the whole message to the user.
+func Failf(format string, args ...any) error { return failure(fmt.Sprintf(format, args...)) }
 
 // Reason is err as the C library words it: users and programs know these texts.
 func Reason(err error) string {

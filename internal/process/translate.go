@@ -125,7 +125,7 @@ func (e *Env) enter(start *Start) error {
 
 // switchError tells why a network namespace cannot be entered.
 func switchError(err error) error {
-	return failf("Couldn't switch to pasta namespaces: %s", Reason(err))
+	return Failf("Couldn't switch to pasta namespaces: %s", Reason(err))
 }
 
 // watch starts what ends the context; all of it ends with the context.
@@ -186,7 +186,7 @@ func (e *Env) Ready() error {
 		return err
 	}
 	if err := e.confine(); err != nil {
-		return failf("%s\nFailed to sandbox process, exiting", err)
+		return Failf("%s\nFailed to sandbox process, exiting", err)
 	}
 	if err := send(linkFD, answerReady); err != nil {
 		return errLauncher

@@ -44,19 +44,19 @@ func inInitialUserNS() bool {
 // become switches the whole process to u for good, and gives up all other groups.
 func become(u User) error {
 	if err := syscall.Setgroups(nil); err != nil && !errors.Is(err, unix.EPERM) {
-		return failf("Can't drop groups: %s", Reason(err))
+		return Failf("Can't drop groups: %s", Reason(err))
 	}
 	if err := syscall.Setresgid(u.GID, u.GID, u.GID); err != nil {
-		return failf("Can't set GID to %d", u.GID)
+		return Failf("Can't set GID to %d", u.GID)
 	}
 	if err := syscall.Setresuid(u.UID, u.UID, u.UID); err != nil {
-		return failf("Can't set UID to %d", u.UID)
+		return Failf("Can't set UID to %d", u.UID)
 	}
 	// A process that changed its user does not own its files in /proc any more, and
 	// children that have not executed a program yet inherit that: their id maps could
 	// not be written.
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 1, 0, 0, 0); err != nil {
-		return failf("Can't own /proc/self after the change of user: %s", Reason(err))
+		return Failf("Can't own /proc/self after the change of user: %s", Reason(err))
 	}
 	return nil
 }

@@ -31,7 +31,7 @@ func openWatch(path string) ([]*os.File, error) {
 	dir, err := unix.Open(filepath.Dir(path), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		closeAll(files)
-		return nil, failf("netns dir open: %s, exiting", Reason(err))
+		return nil, Failf("netns dir open: %s, exiting", Reason(err))
 	}
 	if isVirtual(dir) {
 		if len(files) > 0 {

@@ -94,7 +94,7 @@ func Confine(o Options) (InForce, error) {
 
 // readLate has Go's library read the files that it would otherwise look for later, in vain.
 func readLate() {
-	time.Now().Zone() // the time zone
+	_, _ = time.Now().Zone() // the time zone
 }
 
 // hide keeps the memory of the process from others: a core file would contain what the guest

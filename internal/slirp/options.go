@@ -330,9 +330,17 @@ func setOutbound6(o *Options, v string) error {
 	return nil
 }
 
+// ErrOutbound is an outbound address that is neither an address nor an interface. Its text is the whole
+// message to the user.
+type ErrOutbound struct{ Option, Family string }
+
+func (e ErrOutbound) Error() string {
+	return e.Option + " has to be valid " + e.Family + " address or interface name."
+}
+
 func outboundInterface(option, family, v string) error {
 	if _, err := netip.ParseAddr(v); err == nil || v == "" || len(v) > 15 || strings.ContainsAny(v, "/ \t\n") {
-		return fmt.Errorf("%s has to be valid %s address or interface name.", option, family)
+		return ErrOutbound{option, family}
 	}
 	return nil
 }

@@ -24,11 +24,11 @@ func DefaultPath(i int) string { return fmt.Sprintf("/tmp/passt_%d.socket", i) }
 // implementations print.
 func Listen(name, path string) (*os.File, error) {
 	if inUse(path) {
-		return nil, fmt.Errorf("Socket path %s already in use", path)
+		return nil, process.Failf("Socket path %s already in use", path)
 	}
 	f, err := listen(name, path)
 	if err != nil {
-		return nil, fmt.Errorf("Failed to bind UNIX domain socket: %s", process.Reason(err))
+		return nil, process.Failf("Failed to bind UNIX domain socket: %s", process.Reason(err))
 	}
 	return f, nil
 }
@@ -47,7 +47,7 @@ func listenFirst(name string, path func(int) string) (*os.File, string, error) {
 			return f, path(i), nil
 		}
 	}
-	return nil, "", fmt.Errorf("Failed to bind UNIX domain socket: %s", process.Reason(err))
+	return nil, "", process.Failf("Failed to bind UNIX domain socket: %s", process.Reason(err))
 }
 
 // inUse reports whether somebody listens at path, or may do so.

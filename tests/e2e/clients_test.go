@@ -107,12 +107,6 @@ func (c *client) event(t *testing.T, events ...string) map[string]string {
 	return vars
 }
 
-// times returns how often the script was called for event.
-func (c *client) times(event string) int {
-	b, _ := os.ReadFile(filepath.Join(c.dir, "events"))
-	return strings.Count("\n"+string(b), "\n"+event+"\n")
-}
-
 func compare(t *testing.T, vars map[string]string, want map[string]string) {
 	t.Helper()
 	got := map[string]string{}
