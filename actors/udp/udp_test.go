@@ -583,6 +583,7 @@ func TestManyFlows(t *testing.T) {
 	p := peer(t, families[0])
 	for i := range n {
 		b := newBed(t, families[0], portOf(p), options{guestPort: uint16(20000 + i)})
+		p.SetDeadline(time.Now().Add(patience)) // for each
 		want := fmt.Appendf(nil, "flow %d", i)
 		b.send(want)
 		from := expect(t, p, [][]byte{want})
