@@ -10,6 +10,7 @@ import (
 	"go.uber.org/zap"
 
 	"fusilli/actors/flow"
+	"fusilli/actors/frag"
 	"fusilli/splice"
 	"fusilli/tapio/frame"
 )
@@ -82,6 +83,11 @@ func dumpCounts(log *zap.Logger, c *flow.Counters, s *splice.Splicer) {
 		add("bad_dhcp", c.BadDHCP.Load())
 		add("bad_dhcpv6", c.BadDHCPv6.Load())
 		add("link_dropped", c.LinkDropped.Load())
+		for i := range c.Fragments {
+			add("fragments_"+frag.Outcome(i).String(), c.Fragments[i].Load())
+		}
+		add("fragments_expired", c.FragmentsExpired.Load())
+		add("fragments_evicted", c.FragmentsEvicted.Load())
 		add("table_full", c.TableFull.Load())
 		add("panics", c.Panics.Load())
 		for i := range c.Dropped {

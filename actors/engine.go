@@ -289,9 +289,12 @@ func (r *reader) find(b []byte, pkt *frame.Packet) *flow.Port {
 	}
 	k := flow.Key{Guest: pkt.Src, Remote: pkt.Dst, GuestPort: pkt.SrcPort, RemotePort: pkt.DstPort, Proto: uint16(pkt.Proto)}
 	switch pkt.Kind {
-	case frame.TCP, frame.UDP, frame.ICMPEcho, frame.ICMPv6Echo:
+	case frame.TCP, frame.UDP, frame.ICMPEcho, frame.ICMPv6Echo, frame.Fragment:
 		if pkt.V6 && !e.cfg.V6 || !pkt.V6 && !e.cfg.V4 {
 			return drop
+		}
+		if pkt.Kind == frame.Fragment {
+			return e.services.fragments
 		}
 	default:
 		return e.services.neigh

@@ -25,6 +25,8 @@ type services struct {
 	refuse *flow.Port // TCP segments of no connection, and what we answer for others
 	dhcp   *flow.Port // nil: there is no server
 	dhcpv6 *flow.Port // nil: there is no server
+
+	fragments *flow.Port // of IP packets
 }
 
 func newServices(cfg *Config) services {
@@ -36,6 +38,7 @@ func newServices(cfg *Config) services {
 	}
 	return services{
 		neigh: port(true), refuse: port(true), dhcp: port(cfg.DHCP != nil), dhcpv6: port(cfg.DHCPv6 != nil),
+		fragments: port(true),
 	}
 }
 
@@ -78,6 +81,7 @@ func (e *Engine) startServices(ctx context.Context, parts *sync.WaitGroup) {
 			parts.Go(func() { e.serve(ctx, s.port, s.answer, s.later) })
 		}
 	}
+	parts.Go(func() { e.reassemble(ctx) })
 }
 
 // answer writes the reply to the frame v, parsed as pkt, to out, and returns its length, 0 for none.

@@ -8,6 +8,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"fusilli/actors/frag"
 	"fusilli/tapio"
 	"fusilli/tapio/frame"
 )
@@ -80,6 +81,9 @@ type Counters struct {
 	BadNeigh     atomic.Uint64 // malformed ARP and NDP messages
 	BadDHCP      atomic.Uint64 // malformed DHCP messages
 	BadDHCPv6    atomic.Uint64 // malformed DHCPv6 messages
+
+	Fragments                          [frag.NumOutcomes]atomic.Uint64 // fragments from the guest, by what has become of them
+	FragmentsExpired, FragmentsEvicted atomic.Uint64                   // datagrams that were not complete in time, or gave way to others
 }
 
 // GuestMAC returns the guest's MAC address as last seen.

@@ -14,6 +14,7 @@ const (
 	ICMPEcho               // ICMP echo request
 	ICMPv6Echo             // ICMPv6 echo request
 	NDP                    // router or neighbour solicitation or advertisement
+	Fragment               // a fragment of an IP packet; only L4, where its data begins, means something
 )
 
 // maxOptions bounds the bytes of IPv6 extension headers. Real packets carry one or two headers of
@@ -43,8 +44,8 @@ type Packet struct {
 // Parse fills p from the frame in b and returns OK, or the reason to drop it; p is undefined then.
 //
 // It trusts no length in the frame and never reads past b. Frames that are taken: ARP, and IP
-// packets with TCP, UDP, echo requests and NDP that are no fragments, whose addresses a guest may
-// use. For UDP the length field is ignored: a packet of several datagrams (GSO) has none that
+// packets with TCP, UDP, echo requests and NDP, or fragments of any protocol, whose addresses a guest
+// may use. For UDP the length field is ignored: a packet of several datagrams (GSO) has none that
 // would fit, and the IP header has said it already. A source of 0.0.0.0 is accepted to UDP port
 // 67 only, :: in NDP only.
 //
@@ -131,7 +132,8 @@ func (p *Packet) ipv4(b []byte) Reason {
 	if total < hlen || total > len(ip) {
 		return DropIPv4Length
 	}
-	if binary.BigEndian.Uint16(ip[6:])&0xbfff != 0 { // all but "don't fragment"
+	frag := binary.BigEndian.Uint16(ip[6:]) &^ 0x4000 // all but "don't fragment"
+	if frag&0x8000 != 0 {
 		return DropIPv4Fragment
 	}
 	src, dst := binary.BigEndian.Uint32(ip[12:]), binary.BigEndian.Uint32(ip[16:])
@@ -154,6 +156,12 @@ func (p *Packet) ipv4(b []byte) Reason {
 	binary.BigEndian.PutUint64(p.Dst[8:], 0xffff<<32|uint64(dst))
 	p.L3, p.L4, p.End = L3Off, L3Off+hlen, L3Off+total
 	b = b[:p.End]
+	if frag != 0 {
+		if src == 0 {
+			return DropSource
+		}
+		return p.fragment()
+	}
 	switch p.Proto {
 	case ProtoTCP:
 		return p.tcp(b, src == 0, multicast)
@@ -228,10 +236,14 @@ func (p *Packet) ipv6(b []byte) Reason {
 			if p.L4+8 > len(b) {
 				return DropIPv6Option
 			}
-			if binary.BigEndian.Uint16(b[p.L4+2:])&^6 != 0 {
+			whole := binary.BigEndian.Uint16(b[p.L4+2:])&^6 == 0
+			p.Proto, p.L4 = b[p.L4], p.L4+8
+			if !whole && unspecified {
 				return DropIPv6Fragment
 			}
-			p.Proto, p.L4 = b[p.L4], p.L4+8
+			if !whole {
+				return p.fragment()
+			}
 		case 51:
 			// Authentication: length in units of 4 bytes without the first two.
 			if p.L4+8 > len(b) {
@@ -246,6 +258,26 @@ func (p *Packet) ipv6(b []byte) Reason {
 			return DropIPv6Option
 		}
 	}
+}
+
+// fragment makes p that of a fragment whose data begin at L4.
+func (p *Packet) fragment() Reason {
+	p.Kind, p.Payload, p.SrcPort, p.DstPort = Fragment, p.L4, 0, 0
+	return OK
+}
+
+// Fragment returns what the frame b, which p was made from and which is a fragment, says about its
+// place: the identification of its datagram, the offset of its data in bytes, and whether more
+// follows behind them.
+func (p *Packet) Fragment(b []byte) (id uint32, off int, more bool) {
+	if p.V6 {
+		h := b[p.L4-8:]
+		v := binary.BigEndian.Uint16(h[2:])
+		return binary.BigEndian.Uint32(h[4:]), int(v &^ 7), v&1 != 0
+	}
+	h := b[p.L3:]
+	v := binary.BigEndian.Uint16(h[6:])
+	return uint32(binary.BigEndian.Uint16(h[4:])), int(v&0x1fff) * 8, v&0x2000 != 0
 }
 
 // tcp parses the TCP header at L4. b ends where the packet does.

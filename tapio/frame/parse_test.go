@@ -206,6 +206,33 @@ func TestParse(t *testing.T) {
 	}
 }
 
+func TestParseFragments(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		in      []byte
+		v6      bool
+		id      uint32
+		off, l4 int
+		more    bool
+	}{
+		{"first over IPv4", set(udp4(t), L3Off+4, 0x12, 0x34, 0x20, 0), false, 0x1234, 0, L3Off + 20, true},
+		{"last over IPv4", set(tcp4(t), L3Off+4, 0, 7, 0x1f, 0xff), false, 7, 65528, L3Off + 20, false},
+		{"of a protocol that is not carried", set(set(tcp4(t), L3Off+9, 2), L3Off+4, 0, 7, 0, 1), false, 7, 8, L3Off + 20, false},
+		{"first over IPv6", withOptions(udp6(t), 44, []byte{17, 0, 0, 1, 1, 2, 3, 4}), true, 0x01020304, 0, L3Off + 48, true},
+		{"last over IPv6", withOptions(udp6(t), 44, []byte{17, 0, 0xff, 0xf8, 1, 2, 3, 4}), true, 0x01020304, 65528, L3Off + 48, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var p Packet
+			if r := Parse(tt.in, &p); r != OK || p.Kind != Fragment || p.V6 != tt.v6 || p.L4 != tt.l4 {
+				t.Fatalf("Parse = %v, %+v", r, p)
+			}
+			if id, off, more := p.Fragment(tt.in); id != tt.id || off != tt.off || more != tt.more {
+				t.Errorf("Fragment = %#x, %d, %v", id, off, more)
+			}
+		})
+	}
+}
+
 func TestParseDrops(t *testing.T) {
 	const l4, l46 = L3Off + 20, L3Off + 40
 	short4 := func(b []byte, n int) []byte { // cuts an IPv4 packet to n bytes behind its header
@@ -246,8 +273,8 @@ func TestParseDrops(t *testing.T) {
 		{"ipv4 total length below header", set(tcp4(t), L3Off+2, 0, 19), DropIPv4Length},
 		{"ipv4 total length beyond frame", set(tcp4(t), L3Off+2, 0xff, 0xff), DropIPv4Length},
 		{"ipv4 truncated", tcp4(t)[:L3Off+50], DropIPv4Length},
-		{"ipv4 first fragment", set(tcp4(t), L3Off+6, 0x20, 0), DropIPv4Fragment},
-		{"ipv4 last fragment", set(tcp4(t), L3Off+6, 0, 1), DropIPv4Fragment},
+		{"ipv4 fragment from 0.0.0.0", set(set(udp4(t), L3Off+12, 0, 0, 0, 0), L3Off+6, 0x20, 0), DropSource},
+		{"ipv4 fragment from loopback", set(set(udp4(t), L3Off+12, 127, 0, 0, 1), L3Off+6, 0x20, 0), DropLoopback},
 		{"ipv4 reserved flag", set(tcp4(t), L3Off+6, 0x80, 0), DropIPv4Fragment},
 		{"ipv4 loopback source", set(tcp4(t), L3Off+12, 127, 0, 0, 1), DropLoopback},
 		{"ipv4 loopback destination", set(tcp4(t), L3Off+16, 127, 1, 2, 3), DropLoopback},
@@ -288,8 +315,8 @@ func TestParseDrops(t *testing.T) {
 		{"hop-by-hop beyond the end", withOptions(tcp6(t), 0, []byte{6, 200, 0, 0, 0, 0, 0, 0}), DropIPv6Option},
 		{"authentication cut off", set(short6(tcp6(t), 7), L3Off+6, 51), DropIPv6Option},
 		{"fragment header cut off", set(short6(tcp6(t), 7), L3Off+6, 44), DropIPv6Option},
-		{"first ipv6 fragment", withOptions(udp6(t), 44, []byte{17, 0, 0, 1, 1, 2, 3, 4}), DropIPv6Fragment},
-		{"last ipv6 fragment", withOptions(udp6(t), 44, []byte{17, 0, 0, 8, 1, 2, 3, 4}), DropIPv6Fragment},
+		{"ipv6 fragment from ::", set(withOptions(udp6(t), 44, []byte{17, 0, 0, 1, 1, 2, 3, 4}), L3Off+8, addr("::")...), DropIPv6Fragment},
+		{"ipv4 row of fragments", vnet(set(udp4(t), L3Off+6, 0x20, 0), Vnet{Flags: NeedsCsum, GSOType: GSOUDP, GSOSize: 5, HdrLen: 42, CsumStart: 34, CsumOffset: 6}), DropVnetGSO},
 		{"endless extension headers", withOptions(udp6(t), 60, many), DropIPv6Option},
 		{"extension header and nothing", set(short6(withOptions(tcp6(t), 0, []byte{6, 0, 1, 4, 0, 0, 0, 0}), 8), L3Off+6, 0), DropTCPShort},
 

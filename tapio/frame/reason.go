@@ -15,11 +15,11 @@ const (
 	DropARP                 // ARP packet too short
 	DropIPv4Header          // IPv4: version or header length impossible, or cut off
 	DropIPv4Length          // IPv4: total length impossible or more than the frame has
-	DropIPv4Fragment        // IPv4 fragment
+	DropIPv4Fragment        // IPv4: the reserved flag of fragmentation
 	DropIPv6Header          // IPv6: version wrong or header cut off
 	DropIPv6Length          // IPv6: payload length is not the rest of the frame
 	DropIPv6Option          // IPv6 extension headers run over the end, or too many of them
-	DropIPv6Fragment        // IPv6 fragment
+	DropIPv6Fragment        // IPv6 fragment without a source
 	DropLoopback            // loopback source or destination
 	DropMapped              // IPv4-mapped address in an IPv6 packet
 	DropSource              // source is multicast, or unspecified where it may not be

@@ -59,8 +59,7 @@ func ask(conn net.Conn, request []byte) ([]byte, error) {
 }
 
 func TestDatagramsOfAnySize(t *testing.T) {
-	// What fits into one frame at the largest MTU: packets in pieces are not put together.
-	largest := map[string]int{"IPv4": 65520 - 28, "IPv6": 65520 - 48}
+	largest := map[string]int{"IPv4": 65507, "IPv6": 65527}
 	for _, mtu := range []int{1500, 65520} {
 		c := connect(t, newBed(t, defaultBed), "--mtu", fmt.Sprint(mtu))
 		for _, f := range families {
@@ -69,8 +68,8 @@ func TestDatagramsOfAnySize(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer conn.Close()
-			for _, size := range []int{0, 1, 2, 7, 512, 1232, 1400, 1472, 1473, 8972, 16384, 32768, 65000, 65472, 65492} {
-				if size > largest[f.name]-65520+mtu {
+			for _, size := range []int{0, 1, 2, 7, 512, 1232, 1400, 1472, 1473, 8972, 16384, 32768, 65000, 65472, 65487, 65492, 65507, 65527} {
+				if size > largest[f.name] {
 					continue
 				}
 				t.Run(fmt.Sprintf("%s %d at MTU %d", f.name, size, mtu), func(t *testing.T) {
@@ -227,10 +226,16 @@ func TestDatagramToAClosedPortIsRefused(t *testing.T) {
 
 func TestPing(t *testing.T) {
 	t.Parallel()
-	c := connect(t, newBed(t, defaultBed))
+	for _, mtu := range []string{"65520", "1500"} {
+		c := connect(t, newBed(t, defaultBed), "--mtu", mtu)
+		pingAll(t, c, mtu)
+	}
+}
+
+func pingAll(t *testing.T, c *connection, mtu string) {
 	for _, f := range families {
-		for _, size := range []string{"0", "8", "56", "1400", "1472", "8000", "60000"} {
-			t.Run(f.name+" "+size, func(t *testing.T) {
+		for _, size := range []string{"0", "8", "56", "1400", "1472", "1480", "8000", "60000"} {
+			t.Run(f.name+" "+size+" at MTU "+mtu, func(t *testing.T) {
 				if _, err := c.target.Output(patience(t, limit), bed.Root, "ping", "-c", "3", "-i", "0.1", "-W", "5", "-s", size, f.far); err != nil {
 					t.Error(err)
 				}
