@@ -48,6 +48,10 @@ type Env struct {
 	// all flows.
 	Held atomic.Int64
 
+	// Early is the number of bytes that TCP flows keep since they came from the guest before their
+	// turn, with the cost of keeping them.
+	Early atomic.Int64
+
 	// Ended are the TCP connections that have ended well of late.
 	Ended Ended
 

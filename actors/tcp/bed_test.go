@@ -145,13 +145,14 @@ func (b *bed) stop() {
 	}
 	if b.c != nil {
 		b.c.releaseHeld()
+		b.c.dropEarly()
 	}
 	b.port.Close()
 	if n := b.pool.Out(); n != 0 {
 		b.t.Errorf("%d slabs were not given back", n)
 	}
-	if n := b.env.Held.Load(); n != 0 {
-		b.t.Errorf("%d bytes are counted as held", n)
+	if held, early := b.env.Held.Load(), b.env.Early.Load(); held != 0 || early != 0 {
+		b.t.Errorf("%d bytes are counted as held, %d as early", held, early)
 	}
 }
 

@@ -81,6 +81,7 @@ type conn struct {
 	lastWnd uint32    // window when rcvEdge was moved last
 	heldLen int
 	held    []chunk
+	early   early
 
 	// To the guest. sndUna is where the socket's queue begins.
 	sndUna, sndNxt, sndMax uint32
@@ -129,6 +130,7 @@ func (c *conn) run() {
 
 func (c *conn) close() {
 	c.releaseHeld()
+	c.dropEarly()
 	if c.reset && c.fd >= 0 {
 		sock.Reset(c.fd)
 	}
@@ -353,6 +355,7 @@ func (c *conn) onTime(now flow.Time) {
 		c.timeout(now)
 	case c.rtoAt == 0 && c.state == established && now-c.seenAt >= keepAlive:
 		c.sendProbe()
+		c.dropEarly()
 		c.seenAt = now // the next probe in 30 s
 	}
 }

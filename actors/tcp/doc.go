@@ -11,7 +11,8 @@
 // acknowledged it. The socket's receive buffer is the retransmission buffer; to retransmit is to
 // move the peek offset back.
 //
-// From the guest: payload in order is handed to the socket at once and acknowledged. What the socket
+// From the guest: payload in order is handed to the socket at once and acknowledged. What comes before
+// its turn is kept in the frames it came in until the gap before it is filled. What the socket
 // does not take stays in the frames it came in until the socket is writable. The window advertised
 // is the room in the socket's send buffer plus a bounded headroom: the kernel lets a send buffer
 // grow only if it was full at times. A peer that stops reading thus fills the send buffer, then the
@@ -55,5 +56,7 @@
 // # Limits
 //
 // Headroom is 128 KiB a flow, and shrinks to one segment while all flows together hold more than
-// 32 MiB. Segments out of order are not kept. Neither SACK nor timestamps are offered.
+// 32 MiB. Of segments out of order a flow keeps 1024, within the window it has advertised, and all flows
+// together 16 MiB; they are copied while slabs are scarce, and dropped when the guest is silent for 30 s:
+// what is not kept it sends again. Neither SACK nor timestamps are offered.
 package tcp

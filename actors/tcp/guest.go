@@ -36,9 +36,13 @@ func (c *conn) fromGuest(r *flow.Run) {
 	c.seenAt = flow.Now()
 	c.liveAt = c.seenAt
 	for !c.over && r.Next(&v) {
-		c.segment(&v, b)
+		c.segment(&v, b, &keep)
 		if b.n == maxPieces {
 			c.push(b, &keep)
+		}
+		if c.early.due(c.rcvNxt) && !c.over {
+			c.push(b, &keep)
+			c.fill()
 		}
 	}
 	if !c.over {
@@ -51,8 +55,8 @@ func (c *conn) fromGuest(r *flow.Run) {
 	}
 }
 
-// segment handles one segment; payload in order is added to b.
-func (c *conn) segment(v *flow.View, b *batch) {
+// segment handles one segment, which lies in run; payload in order is added to b.
+func (c *conn) segment(v *flow.View, b *batch, run *flow.Run) {
 	tcp := frame.TCPHeader(v.Frame[v.L4:v.End])
 	data := v.Frame[v.Payload:v.End]
 	seq, fl := tcp.Seq(), tcp.Flags()
@@ -96,7 +100,7 @@ func (c *conn) segment(v *flow.View, b *batch) {
 	c.acked(seq, ack, tcp, len(data), fl)
 	end := seq + uint32(len(data))
 	if len(data) > 0 {
-		if data = c.inOrder(seq, data); data != nil {
+		if data = c.inOrder(seq, data, run); data != nil {
 			b.add(data)
 			c.rcvNxt += uint32(len(data))
 		}
@@ -106,6 +110,10 @@ func (c *conn) segment(v *flow.View, b *batch) {
 	case !c.guestFIN && end == c.rcvNxt:
 		c.guestFIN = true
 		c.rcvNxt++
+		c.dropEarly()
+	case !c.guestFIN && seqGT(end, c.rcvNxt) && !seqGT(end, c.rcvEdge):
+		c.early.fin, c.early.finSeq = true, end
+		c.ackNow = true
 	default:
 		c.ackNow = true
 		if c.guestFIN && end+1 == c.rcvNxt && c.finAgain < finRepeats {
@@ -114,9 +122,9 @@ func (c *conn) segment(v *flow.View, b *batch) {
 	}
 }
 
-// inOrder returns the part of data, which begins at seq, that continues what was received, or nil
-// if there is none.
-func (c *conn) inOrder(seq uint32, data []byte) []byte {
+// inOrder returns the part of data, which begins at seq and lies in run, that continues what was
+// received, or nil if there is none: what is behind a gap is kept.
+func (c *conn) inOrder(seq uint32, data []byte, run *flow.Run) []byte {
 	if seq != c.rcvNxt || c.guestFIN {
 		c.ackNow = true
 	}
@@ -124,7 +132,8 @@ func (c *conn) inOrder(seq uint32, data []byte) []byte {
 		return nil
 	}
 	if seqGT(seq, c.rcvNxt) {
-		// A gap. One acknowledgement for each such segment lets the guest count them (RFC 5681).
+		// A gap. It is kept until that is filled. One acknowledgement for each such segment lets the guest count them (RFC 5681).
+		c.keep(seq, data, run)
 		c.sendAck()
 		return nil
 	}
