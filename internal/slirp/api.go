@@ -166,7 +166,7 @@ func (a *API) add(raw json.RawMessage) (any, error) {
 	}
 	host, guest := netip.IPv4Unspecified(), a.guest
 	var ok bool
-	if v := fields["host_addr"]; v != nil {
+	if v := fields["host_addr"]; named(v) {
 		if host, ok = addr4(v); !ok {
 			return nil, refused("host_addr")
 		}
@@ -175,7 +175,7 @@ func (a *API) add(raw json.RawMessage) (any, error) {
 	if !ok {
 		return nil, refused("host_port")
 	}
-	if v := fields["guest_addr"]; v != nil {
+	if v := fields["guest_addr"]; named(v) {
 		if guest, ok = addr4(v); !ok {
 			return nil, refused("guest_addr")
 		}
@@ -246,6 +246,12 @@ func result(v any) any { return map[string]any{"return": v} }
 
 func str(raw json.RawMessage) (s string, ok bool) {
 	return s, raw != nil && json.Unmarshal(raw, &s) == nil
+}
+
+// named reports whether an address is given. Podman gives empty ones.
+func named(raw json.RawMessage) bool {
+	s, ok := str(raw)
+	return raw != nil && (!ok || s != "")
 }
 
 func addr4(raw json.RawMessage) (netip.Addr, bool) {

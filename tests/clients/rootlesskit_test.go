@@ -33,6 +33,21 @@ func alone(t *testing.T) {
 	}
 }
 
+// oursRuns fails the test unless translators run, all of them ours. The test must not run beside others.
+func oursRuns(t *testing.T) {
+	t.Helper()
+	pids, err := bed.Alive("pasta", "passt", "slirp4netns")
+	if err != nil || len(pids) == 0 {
+		t.Errorf("translators %v, %v", pids, err)
+	}
+	for _, pid := range pids {
+		exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
+		if err != nil || !strings.HasPrefix(exe, filepath.Dir(pasta)) {
+			t.Errorf("the translator is %s, %v", exe, err)
+		}
+	}
+}
+
 // kit is a namespace that rootlesskit has made.
 type kit struct {
 	*bed.Bed
@@ -133,6 +148,7 @@ func TestRootlesskit(t *testing.T) {
 				}
 			}
 			k := startKit(t, b, row.program, detached, args...)
+			oursRuns(t)
 			net := "10.0.2."
 			if has("--cidr") {
 				net = "10.9.0."

@@ -412,6 +412,8 @@ func TestSlirpAPI(t *testing.T) {
 			{`{"execute": "add_hostfwd", "arguments": {"proto": "tcp", "host_addr": "0.0.0.0", "host_port": 8080, "guest_addr": "10.0.2.100", "guest_port": 80}}`, `{"id":1}`},
 			{`{"execute": "add_hostfwd", "arguments": {"proto": "udp", "host_port": 8081, "guest_port": 81}}`, `{"id":2}`},
 			{`{"execute": "add_hostfwd", "arguments": {"proto": "tcp", "host_addr": "127.0.0.1", "host_port": 8082, "guest_port": 80}}`, `{"id":3}`},
+			{`{"execute": "add_hostfwd", "arguments": {"proto": "tcp", "host_port": 8083, "guest_addr": "", "guest_port": 80}}`, `{"id":4}`},
+			{`{"execute": "add_hostfwd", "arguments": {"proto": "tcp", "host_addr": "", "host_port": 8084, "guest_port": 80}}`, `{"id":5}`},
 		} {
 			if got := strings.ReplaceAll(api(t, socket, row.request), " ", ""); got != `{"return":`+row.want+`}` {
 				t.Errorf("%s: %s", row.request, got)
@@ -422,6 +424,8 @@ func TestSlirpAPI(t *testing.T) {
 			`{"id":1,"proto":"tcp","host_addr":"0.0.0.0","host_port":8080,"guest_addr":"10.0.2.100","guest_port":80}`,
 			`{"id":2,"proto":"udp","host_addr":"0.0.0.0","host_port":8081,"guest_addr":"10.0.2.100","guest_port":81}`,
 			`{"id":3,"proto":"tcp","host_addr":"127.0.0.1","host_port":8082,"guest_addr":"10.0.2.100","guest_port":80}`,
+			`{"id":4,"proto":"tcp","host_addr":"0.0.0.0","host_port":8083,"guest_addr":"10.0.2.100","guest_port":80}`,
+			`{"id":5,"proto":"tcp","host_addr":"0.0.0.0","host_port":8084,"guest_addr":"10.0.2.100","guest_port":80}`,
 		} {
 			if !strings.Contains(list, want) {
 				t.Errorf("list %s lacks %s", list, want)
@@ -436,6 +440,8 @@ func TestSlirpAPI(t *testing.T) {
 		reach(b.Far, bed.HostAddr4+":8080")
 		reach(b.Host, "127.0.0.1:8080")
 		reach(b.Host, "127.0.0.1:8082")
+		reach(b.Far, bed.HostAddr4+":8083")
+		reach(b.Far, bed.HostAddr4+":8084")
 		if _, err := ask(t, b.Far, bed.HostAddr4+":8081"); err != nil {
 			t.Errorf("UDP from outside: %v", err)
 		}
@@ -461,7 +467,7 @@ func TestSlirpAPI(t *testing.T) {
 				t.Errorf("%s: %s, want %s", row.name, got, row.want)
 			}
 		}
-		for id := 1; id <= 3; id++ {
+		for id := 1; id <= 5; id++ {
 			api(t, socket, fmt.Sprintf(`{"execute": "remove_hostfwd", "arguments": {"id": %d}}`, id))
 		}
 		if _, err := meet(t, b.Host, "127.0.0.1:8080", 1); !errors.Is(err, unix.ECONNREFUSED) {
