@@ -20,6 +20,9 @@ VERSION ?= $(shell git describe --tags --dirty 2>/dev/null || \
 # Where the program and its links are built.
 OUT ?= .
 
+# Where archives and packages are put.
+DIST ?= dist
+
 # How long each fuzz target runs in a test.
 FUZZTIME ?= 3s
 
@@ -80,9 +83,9 @@ bench: all
 demo: all
 	sh tests/demo.sh
 
-# Archives and packages for all architectures, in dist/.
+# Archives and packages for all architectures, in DIST.
 dist:
-	GO='$(GO)' VERSION='$(VERSION)' sh contrib/package/build.sh
+	DIST='$(abspath $(DIST))' GO='$(GO)' VERSION='$(VERSION)' sh contrib/package/build.sh
 
 clean:
 	rm -rf passt $(LINKS) dist

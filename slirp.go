@@ -57,6 +57,7 @@ func launchSlirp(start *process.Start, cfg *config.Config, o *slirp.Options, spe
 		defer f.Close()
 		start.Pass(f)
 	}
+	spec.Renounce = o.Sandbox
 	// Root stays root.
 	spec.RunAs = &process.User{UID: os.Geteuid(), GID: os.Getegid()}
 	log, err := openLog(start, cfg)

@@ -1,14 +1,15 @@
 #!/bin/sh
-# build.sh: make what is handed out, in dist/: for each architecture an archive with the static
+# build.sh: make what is handed out, in DIST: for each architecture an archive with the static
 # program, its links and manual pages, a .deb and an .rpm; and SHA256SUMS of them all.
 #
 #	VERSION   of the program
 #	ARCHES    what to build for (default: amd64 arm64)
 #	GO        the go command
+#	DIST      the directory, which is emptied first (default: dist/ of the tree)
 set -eu
 
 top=$(cd "$(dirname "$0")/../.." && pwd)
-: "${VERSION:?}" "${ARCHES:=amd64 arm64}" "${GO:=go}"
+: "${VERSION:?}" "${ARCHES:=amd64 arm64}" "${GO:=go}" "${DIST:=$top/dist}"
 
 # Neither Debian nor RPM takes "_" in a version.
 PACKAGE_VERSION=$(printf %s "$VERSION" | tr _- ..)
@@ -20,8 +21,8 @@ esac
 SOURCE_DATE_EPOCH=$(git -C "$top" log -1 --format=%ct 2>/dev/null || date +%s)
 export PACKAGE_VERSION SOURCE_DATE_EPOCH
 
-rm -rf "$top/dist"
-mkdir "$top/dist"
+rm -rf "$DIST"
+mkdir "$DIST"
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 umask 022
@@ -38,10 +39,10 @@ for ARCH in $ARCHES; do
 	GOARCH=$ARCH make -s -C "$top" install GO="$GO" VERSION="$VERSION" OUT="$work/src-$ARCH" PREFIX=/usr DESTDIR="$ROOT"
 	find "$ROOT" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
 	tar -C "$ROOT" --sort=name --owner=0 --group=0 --numeric-owner --transform "s,^\./usr,$name,;s,^\.,$name," \
-		-cf - ./usr | gzip -n >"$top/dist/$name.tar.gz"
+		-cf - ./usr | gzip -n >"$DIST/$name.tar.gz"
 	for format in deb rpm; do
-		"$nfpm" package --config "$top/contrib/package/nfpm.yaml" --packager $format --target "$top/dist/" >/dev/null
+		"$nfpm" package --config "$top/contrib/package/nfpm.yaml" --packager $format --target "$DIST/" >/dev/null
 	done
 done
-cd "$top/dist"
+cd "$DIST"
 sha256sum -- * >SHA256SUMS

@@ -10,6 +10,8 @@ import (
 
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
+
+	"fusilli/internal/sandbox"
 )
 
 // endTimeout is what a translator gets to end in order before it is killed.
@@ -436,6 +438,11 @@ func (l *launcher) answered(a answer) error {
 	}
 	if l.holder != nil {
 		send(int(l.holder.link.Fd()), release) // fails only if it has ended
+	}
+	if l.spec.Renounce {
+		if err := sandbox.Renounce(); err != nil {
+			return err
+		}
 	}
 	if l.spec.Ready != nil {
 		l.spec.Ready.WriteString("1") // whoever does not listen need not know

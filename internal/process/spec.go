@@ -73,6 +73,9 @@ type Spec struct {
 	// PIDFile is the path of the PID file, or "".
 	PIDFile string
 
+	// Renounce makes the launcher give up its capabilities once the translator is ready.
+	Renounce bool
+
 	// Ready, if not nil, is written "1" and closed once the translator is ready.
 	Ready *os.File
 

@@ -103,7 +103,8 @@ func provide(dir string) error {
 			"github.com/rootless-containers/rootlesskit/v2/cmd/rootlesskit-docker-proxy")
 		build.Dir = "tools"
 		build.Env = append(os.Environ(), "CGO_ENABLED=0")
-		steps = append(steps, build)
+		dist := exec.Command("make", "-s", "-C", "../..", "dist", "VERSION=0.test", "DIST="+filepath.Join(dir, "dist"))
+		steps = append(steps, build, dist)
 	}
 	for _, cmd := range steps {
 		if out, err := cmd.CombinedOutput(); err != nil {

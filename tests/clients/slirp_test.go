@@ -545,3 +545,47 @@ func TestSlirpBadExitDescriptor(t *testing.T) {
 		}
 	}
 }
+
+// TestSlirpSandbox: the process that the client has started has no capabilities but one, even if it
+// was started by root, and nor have those that work for it.
+func TestSlirpSandbox(t *testing.T) {
+	t.Parallel()
+	beside(t, func(t *testing.T, program string) {
+		b := newBed(t)
+		greet(t, b.Far, ":5000")
+		target, err := b.Target(patience(t, limit))
+		if err != nil {
+			t.Fatal(err)
+		}
+		ready, readyW := pipe(t)
+		cmd := exec.Command(program, "-c", "-r", "3", "--enable-sandbox", "--enable-seccomp",
+			"--netns-type=path", fmt.Sprintf("/proc/%d/ns/net", target.PID), "tap0")
+		cmd.ExtraFiles = []*os.File{readyW}
+		s := &slirp{Bed: b, target: target}
+		if s.proc, err = b.Host.Spawn(bed.Root, cmd); err != nil {
+			t.Fatal(err)
+		}
+		readyW.Close()
+		t.Cleanup(func() { s.proc.Stop(limit) })
+		if said, err := io.ReadAll(ready); string(said) != "1" {
+			t.Fatalf("ready: %q, %v: %s", said, err, s.proc.Stderr())
+		}
+		usage, err := bed.Tree(s.proc.PID())
+		if err != nil {
+			t.Fatal(err)
+		}
+		const most = 1 << unix.CAP_NET_BIND_SERVICE
+		for _, pid := range usage.PIDs {
+			status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, m := range regexp.MustCompile(`Cap(?:Inh|Prm|Eff|Amb):\t([0-9a-f]+)`).FindAllStringSubmatch(string(status), -1) {
+				if caps, err := strconv.ParseUint(m[1], 16, 64); err != nil || caps&^most != 0 {
+					t.Errorf("process %d has %s, %v", pid, m[0], err)
+				}
+			}
+		}
+		s.reaches(t, bed.FarAddr4+":5000", bed.HostAddr4)
+	})
+}
