@@ -53,16 +53,16 @@ func (p *pool) get() (int, error) {
 	return fd, err
 }
 
-// run fills the pool whenever half of it is gone, until ctx ends, and closes what is left. A socket
-// that cannot be opened is not missed: get will say why.
+// run fills the pool when the first socket was asked for, and whenever half of it is gone, until ctx
+// ends, and closes what is left. A socket that cannot be opened is not missed: get will say why.
 func (p *pool) run(ctx context.Context) {
 	defer p.drain()
 	for {
-		p.fill()
 		select {
 		case <-ctx.Done():
 			return
 		case <-p.low:
+			p.fill()
 		}
 	}
 }
