@@ -111,6 +111,50 @@ func each(b []byte, f func(level, typ int32, data []byte) bool) {
 	}
 }
 
+// Control is room for what the kernel says about datagrams it has received: the size of those in a row
+// (UDP_GRO), time to live and type of service (IP_RECVTTL, IP_RECVTOS, ip(7)).
+type Control [80]byte
+
+// Parse reads the first n bytes of c: the size is 0 if there is no row; a time to live that is not told
+// is 255.
+func (c *Control) Parse(n int) (size int, hops, tos uint8) {
+	hops = 255
+	for b := c[:min(n, len(c))]; len(b) > unix.SizeofCmsghdr; {
+		h := (*unix.Cmsghdr)(unsafe.Pointer(&b[0]))
+		end := int(h.Len)
+		if end <= unix.SizeofCmsghdr || end > len(b) {
+			break
+		}
+		switch v := b[unix.SizeofCmsghdr:end]; {
+		case len(v) == 1: // IP_TOS is a byte, everything else an int
+			if h.Level == unix.SOL_IP && h.Type == unix.IP_TOS {
+				tos = v[0]
+			}
+		case len(v) < 4:
+		case h.Level == unix.SOL_UDP && h.Type == unix.UDP_GRO:
+			size = int(int32(binary.NativeEndian.Uint32(v)))
+		case h.Level == unix.SOL_IP && h.Type == unix.IP_TTL, h.Level == unix.SOL_IPV6 && h.Type == unix.IPV6_HOPLIMIT:
+			hops = uint8(binary.NativeEndian.Uint32(v))
+		case h.Level == unix.SOL_IPV6 && h.Type == unix.IPV6_TCLASS:
+			tos = uint8(binary.NativeEndian.Uint32(v))
+		}
+		b = b[min(unix.CmsgSpace(end-unix.SizeofCmsghdr), len(b)):]
+	}
+	return size, hops, tos
+}
+
+// tellHeader has fd, which carries datagrams, tell time to live and type of service of those it
+// receives, where the kernel can.
+func tellHeader(fd int, v6 bool) {
+	if v6 {
+		rawSetInt(fd, unix.SOL_IPV6, unix.IPV6_RECVHOPLIMIT, 1)
+		rawSetInt(fd, unix.SOL_IPV6, unix.IPV6_RECVTCLASS, 1)
+	} else {
+		rawSetInt(fd, unix.SOL_IP, unix.IP_RECVTTL, 1)
+		rawSetInt(fd, unix.SOL_IP, unix.IP_RECVTOS, 1)
+	}
+}
+
 // SetHops has what fd sends to one host carry the time to live or hop limit hops.
 func SetHops(fd int, v6 bool, hops uint8) {
 	if v6 {

@@ -57,6 +57,8 @@ func FuzzControlMessages(f *testing.F) {
 			parseReport(data)
 			return true
 		})
+		var c Control
+		c.Parse(copy(c[:], b))
 		if n > len(b) {
 			t.Errorf("%d bytes of messages in %d", n, len(b))
 		}

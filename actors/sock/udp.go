@@ -15,7 +15,8 @@ import (
 // port number notices.
 //
 // The socket queues ICMP errors (IP_RECVERR, ip(7)) and takes rows of datagrams in one piece
-// (UDP_GRO, udp(7), Linux 5.0) where the kernel can. Between bind and connect it may receive
+// (UDP_GRO, udp(7), Linux 5.0) where the kernel can, and tells time to live and type of service of
+// what it receives. Between bind and connect it may receive
 // datagrams of others: those are the first in its queue. Errors are those of socket(2), setsockopt(2),
 // bind(2) and connect(2); a broadcast address is refused (EACCES).
 func (h *Host) UDP(port uint16, addr netip.AddrPort) (int, error) {
@@ -44,6 +45,7 @@ func (h *Host) udp(fd int, v4 bool, port uint16, addr netip.AddrPort) error {
 		return os.NewSyscallError("setsockopt IP_RECVERR", err)
 	}
 	unix.SetsockoptInt(fd, unix.SOL_UDP, unix.UDP_GRO, 1) // without it datagrams come one by one
+	tellHeader(fd, !v4)
 	if h.FreeBind {
 		level, opt := unix.SOL_IP, unix.IP_FREEBIND
 		if !v4 {
@@ -80,10 +82,12 @@ func (h *Host) udp(fd int, v4 bool, port uint16, addr netip.AddrPort) error {
 	return os.NewSyscallError("connect", unix.Connect(fd, h.Sockaddr(addr)))
 }
 
-// PrepareUDP has fd, a datagram socket of either family that somebody else has made, queue errors and
-// take rows as those of UDP do. What the kernel cannot do is done without.
+// PrepareUDP has fd, a datagram socket of either family that somebody else has made, queue errors,
+// take rows and tell headers as those of UDP do. What the kernel cannot do is done without.
 func PrepareUDP(fd int) {
 	rawSetInt(fd, unix.SOL_IP, unix.IP_RECVERR, 1) // also for IPv4 on a socket of IPv6
 	rawSetInt(fd, unix.SOL_IPV6, unix.IPV6_RECVERR, 1)
 	rawSetInt(fd, unix.SOL_UDP, unix.UDP_GRO, 1)
+	tellHeader(fd, false)
+	tellHeader(fd, true)
 }

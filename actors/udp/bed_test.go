@@ -62,6 +62,7 @@ type bed struct {
 	key    flow.Key
 	port   *flow.Port
 	ttl    uint8
+	tos    uint8
 	frames chan []byte // what the guest has received
 	done   chan struct{}
 }
@@ -137,7 +138,7 @@ func newBed(t testing.TB, fam family, port uint16, o options) *bed {
 // frameOf returns a guest's frame with data; gso is the size of the datagrams in it, 0 for one.
 func (b *bed) frameOf(data []byte, gso int) []byte {
 	f := make([]byte, frame.L3Off+frame.IPv6Len+frame.UDPLen+len(data)+64)
-	ip := frame.IP{Src: b.key.Guest, Dst: b.key.Remote, Proto: frame.ProtoUDP, TTL: b.ttl, Len: frame.UDPLen + len(data)}
+	ip := frame.IP{Src: b.key.Guest, Dst: b.key.Remote, Proto: frame.ProtoUDP, TTL: b.ttl, TOS: b.tos, Len: frame.UDPLen + len(data)}
 	etherType := uint16(frame.EtherIPv4)
 	if b.key.V6() {
 		etherType = frame.EtherIPv6
@@ -247,7 +248,7 @@ func (b *bed) check(f []byte) (data []byte, size int, err error) {
 	}
 	if ip, ok := p.NetworkLayer().(*layers.IPv4); ok {
 		sum := frame.Sum(ip.Contents, 0)
-		if frame.Fold(sum) != 0xffff || ip.TTL != 255 || ip.Flags != layers.IPv4DontFragment {
+		if frame.Fold(sum) != 0xffff || ip.TTL != 64 && ip.TTL != 255 || ip.Flags != layers.IPv4DontFragment {
 			return nil, 0, fmt.Errorf("IPv4 header %x", ip.Contents)
 		}
 	}

@@ -37,13 +37,13 @@ type conn struct {
 	host netip.AddrPort // whom the socket is connected to
 	fd   int
 
-	fresh     bool // what is in the socket's queue may be from before it was connected
-	failed    bool // the socket cannot go on
-	sendError bool // a call has taken an error off the socket: its error queue is to be read
-	bigSend   bool // the send buffer was enlarged
-	bigRecv   bool // the receive buffer was enlarged
-	accepted  bool // the host has begun
-	ttl       uint8
+	fresh     bool  // what is in the socket's queue may be from before it was connected
+	failed    bool  // the socket cannot go on
+	sendError bool  // a call has taken an error off the socket: its error queue is to be read
+	bigSend   bool  // the send buffer was enlarged
+	bigRecv   bool  // the receive buffer was enlarged
+	accepted  bool  // the host has begun
+	ttl, tos  uint8 // of what is sent
 
 	segLimit int // datagrams of this size and above are not sent in rows
 	guess    int // size of the datagrams that came last from the host, if they came in a row
@@ -173,10 +173,18 @@ func (c *conn) seen(side *uint8) {
 	*side = min(*side+1, 2)
 }
 
-// setTTL has what is sent from now on carry the guest's time to live or hop limit.
-func (c *conn) setTTL(ttl uint8) {
-	c.ttl = ttl
-	sock.SetHops(c.fd, c.host.Addr().Is6(), ttl)
+// setMarks has what is sent from now on carry the guest's time to live or hop limit, and its type of
+// service or traffic class.
+func (c *conn) setMarks(ttl, tos uint8) {
+	v6 := c.host.Addr().Is6()
+	if ttl != c.ttl {
+		c.ttl = ttl
+		sock.SetHops(c.fd, v6, ttl)
+	}
+	if tos != c.tos {
+		c.tos = tos
+		sock.SetTOS(c.fd, v6, tos)
+	}
 }
 
 // write hands the frame of n bytes at the start of b, which has room for frame.MinFrame bytes, to

@@ -38,6 +38,7 @@
 //
 // # Limits
 //
-// Neither type of service nor ECN is carried over. The time to live is, from the guest: 64, the
-// kernel's default, is taken for set. A socket whose port the host does not give us has another.
+// Time to live (or hop limit) and type of service (or traffic class), ECN included, are carried over both
+// ways, except that 64, the kernel's default, is taken for set, and that what leads to a group leaves
+// with the kernel's time to live for that, 1. A socket whose port the host does not give us has another.
 package udp

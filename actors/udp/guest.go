@@ -79,13 +79,14 @@ func (c *conn) fromGuest() {
 
 // datagrams adds the datagrams of one frame to o.
 func (c *conn) datagrams(o *outgoing, v *flow.View) {
-	ttl := v.Frame[v.L3+8]
+	ip := v.Frame[v.L3 : v.L3+9]
+	ttl, tos := ip[8], ip[1]
 	if c.hdr.v6 {
-		ttl = v.Frame[v.L3+7]
+		ttl, tos = ip[7], ip[0]<<4|ip[1]>>4
 	}
-	if ttl != c.ttl {
+	if ttl != c.ttl || tos != c.tos {
 		c.flush(o)
-		c.setTTL(ttl)
+		c.setMarks(ttl, tos)
 	}
 	data := v.Data()
 	size := len(data)

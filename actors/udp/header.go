@@ -23,12 +23,29 @@ type header struct {
 	l4     int // where the UDP header begins
 	v6     bool
 	ipSum  uint32 // sum of the IPv4 header without its length
+	marks  marks  // what it says
 	pseudo uint32 // sum of the pseudo-header without the length
+}
+
+// marks are time to live or hop limit, and type of service or traffic class.
+type marks struct{ ttl, tos uint8 }
+
+// set has the frames that are put from now on carry m.
+func (h *header) set(m marks) {
+	ip := h.b[frame.L3Off:h.l4]
+	h.marks = m
+	if h.v6 {
+		ip[0], ip[1], ip[7] = 6<<4|m.tos>>4, m.tos<<4|ip[1]&0xf, m.ttl
+		return
+	}
+	ip[1], ip[8] = m.tos, m.ttl
+	h.ipSum = frame.Sum(ip, 0)
 }
 
 // init fills h for frames from k's remote end to its guest end.
 func (h *header) init(env *flow.Env, k *flow.Key) {
-	ip := frame.IP{Src: k.Remote, Dst: k.Guest, Proto: frame.ProtoUDP, TTL: 255, DF: true}
+	h.marks = marks{ttl: 255}
+	ip := frame.IP{Src: k.Remote, Dst: k.Guest, Proto: frame.ProtoUDP, TTL: h.marks.ttl, DF: true}
 	h.v6 = k.V6()
 	etherType := uint16(frame.EtherIPv4)
 	if h.v6 {

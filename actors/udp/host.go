@@ -29,7 +29,7 @@ const (
 // the buffers is real only where it was used, which for all but the first is never with most flows.
 type incoming struct {
 	msgs    [maxBatch]sock.Message
-	control [maxBatch]sock.RowControl
+	control [maxBatch]sock.Control
 	iov     [maxBatch][2]unix.Iovec
 	names   [freshBatch]unix.RawSockaddrInet6
 
@@ -103,15 +103,14 @@ func (in *incoming) receive(fd int) (int, unix.Errno) {
 }
 
 // take returns message i: a slice whose payload begins at flow.Headroom, whether it lies in area,
-// and the size of the datagrams in it. It makes the message ready for another receive.
-func (in *incoming) take(i int) (b []byte, inArea bool, size int) {
+// the size of the datagrams in it and what their headers said. It makes the message ready for another
+// receive.
+func (in *incoming) take(i int) (b []byte, inArea bool, size int, is marks) {
 	m := &in.msgs[i]
 	n := int(m.Len)
-	size = n
-	if m.Hdr.Controllen != 0 {
-		if s := in.control[i].Size(int(m.Hdr.Controllen)); s > 0 {
-			size = min(s, n)
-		}
+	size, is.ttl, is.tos = in.control[i].Parse(int(m.Hdr.Controllen))
+	if size <= 0 || size > n {
+		size = n
 	}
 	m.Hdr.SetControllen(len(in.control[i]))
 	if in.named {
@@ -119,14 +118,14 @@ func (in *incoming) take(i int) (b []byte, inArea bool, size int) {
 	}
 	switch {
 	case in.guess == 0:
-		return in.own[i][:flow.Headroom+n], false, size
+		return in.own[i][:flow.Headroom+n], false, size, is
 	case n <= in.guess:
 		at := i * in.guess
-		return in.area[at : at+flow.Headroom+n], true, size
+		return in.area[at : at+flow.Headroom+n], true, size, is
 	default:
 		at := flow.Headroom + i*in.guess
 		copy(in.own[i][flow.Headroom:], in.area[at:at+in.guess])
-		return in.own[i][:flow.Headroom+n], false, size
+		return in.own[i][:flow.Headroom+n], false, size, is
 	}
 }
 
@@ -202,9 +201,13 @@ func (c *conn) deliver(in *incoming, n int) (total int) {
 	var w rowWriter
 	last, same := -1, 0 // sizes, to guess the next ones
 	for i := range n {
-		b, inArea, size := in.take(i)
+		b, inArea, size, is := in.take(i)
 		if in.named && !in.from(i, c.host) {
 			continue // somebody else, before the socket was connected
+		}
+		if is != c.hdr.marks {
+			w.flush(c)
+			c.hdr.set(is)
 		}
 		data := len(b) - flow.Headroom
 		total += data

@@ -467,6 +467,87 @@ func TestTTLIsCopied(t *testing.T) {
 	})
 }
 
+// TestServiceClassIsCarried: a call's packets keep their priority, and congestion marks arrive.
+func TestServiceClassIsCarried(t *testing.T) {
+	forFamilies(t, func(t *testing.T, fam family) {
+		p := peer(t, fam)
+		level, recv, set, hops := unix.SOL_IP, unix.IP_RECVTOS, unix.IP_TOS, unix.IP_TTL
+		if fam.guest.Is6() {
+			level, recv, set, hops = unix.SOL_IPV6, unix.IPV6_RECVTCLASS, unix.IPV6_TCLASS, unix.IPV6_UNICAST_HOPS
+		}
+		raw, err := p.SyscallConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		raw.Control(func(fd uintptr) { unix.SetsockoptInt(int(fd), level, recv, 1) })
+		b := newBed(t, fam, portOf(p), options{})
+		for _, tt := range []struct{ tos, back, ttl uint8 }{{0, 0, 64}, {0xb8, 0, 64}, {0xba, 0xbb, 3}, {1, 1, 3}, {0, 0x48, 200}, {0, 0, 64}} {
+			b.tos = tt.tos
+			b.send([]byte("x"), []byte("y"))
+			var from netip.AddrPort
+			for range 2 {
+				oob := make([]byte, 256)
+				var n int
+				if _, n, _, from, err = p.ReadMsgUDPAddrPort(make([]byte, 1), oob); err != nil {
+					t.Fatal(err)
+				}
+				msgs, err := unix.ParseSocketControlMessage(oob[:n])
+				if err != nil || len(msgs) != 1 || msgs[0].Data[0] != tt.tos {
+					t.Fatalf("arrives with %v, %v, want %#x", msgs, err, tt.tos)
+				}
+			}
+			raw.Control(func(fd uintptr) {
+				unix.SetsockoptInt(int(fd), level, set, int(tt.back))
+				unix.SetsockoptInt(int(fd), level, hops, int(tt.ttl))
+			})
+			p.WriteToUDPAddrPort([]byte("back"), from)
+			f := b.frame()
+			ip := f[frame.L3Off:]
+			tos, ttl := ip[1], ip[8]
+			if b.key.V6() {
+				tos, ttl = ip[0]<<4|ip[1]>>4, ip[7]
+			} else if frame.Fold(frame.Sum(ip[:frame.IPv4Len], 0)) != 0xffff {
+				t.Errorf("header % x", ip[:frame.IPv4Len])
+			}
+			if tos != tt.back || ttl != tt.ttl {
+				t.Errorf("guest gets %#x with TTL %d, want %#x with %d", tos, ttl, tt.back, tt.ttl)
+			}
+		}
+	})
+}
+
+// TestMarksSplitRows: of datagrams that come together, each keeps its mark.
+func TestMarksSplitRows(t *testing.T) {
+	fam := families[0]
+	p := peer(t, fam)
+	b, c := openConn(t, fam, p)
+	from := expect(t, p, [][]byte{[]byte("hello")})
+	raw, err := p.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []uint8{0, 0, 1, 3, 3, 1}
+	for _, tos := range want {
+		raw.Control(func(fd uintptr) { unix.SetsockoptInt(int(fd), unix.SOL_IP, unix.IP_TOS, int(tos)) })
+		p.WriteToUDPAddrPort(make([]byte, 100), from)
+	}
+	c.fromHost()
+	var got []uint8
+	for len(got) < len(want) {
+		f := b.frame()
+		data, size, err := b.check(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for n := len(data); n > 0; n -= size {
+			got = append(got, f[frame.L3Off+1])
+		}
+	}
+	if !bytes.Equal(got, want) {
+		t.Errorf("marks %v, want %v", got, want)
+	}
+}
+
 func TestExpiry(t *testing.T) {
 	const short, long = 30 * time.Millisecond, time.Hour
 	for _, tt := range []struct {
