@@ -9,6 +9,8 @@ bindir = $(DESTDIR)$(PREFIX)/bin
 mandir = $(DESTDIR)$(PREFIX)/share/man/man1
 # What programs are pointed to, and nobody calls by name.
 libexecdir = $(DESTDIR)$(PREFIX)/libexec/fusilli
+# Profiles to be looked at before they are loaded, and the guide.
+sharedir = $(DESTDIR)$(PREFIX)/share/fusilli
 
 # Programs that call us expect these names.
 LINKS = pasta qrap passt.avx2 pasta.avx2
@@ -42,6 +44,10 @@ install: all
 	install -d $(libexecdir)/program
 	install -m 755 contrib/slirp4netns/slirp4netns $(libexecdir)/slirp4netns
 	ln -sf ../../../bin/passt $(libexecdir)/program/slirp4netns
+	for d in apparmor selinux; do \
+		install -d $(sharedir)/$$d && install -m 644 contrib/$$d/* $(sharedir)/$$d/ || exit 1; \
+	done
+	install -m 644 contrib/README.md $(sharedir)/clients.md
 	for m in man/*.1; do \
 		[ -e "$$m" ] || continue; \
 		install -d $(mandir) && install -m 644 "$$m" $(mandir)/ || exit 1; \

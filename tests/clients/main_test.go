@@ -95,6 +95,13 @@ func provide(dir string) error {
 			return err
 		}
 	}
+	guide, err := os.ReadFile("../../contrib/README.md")
+	if err == nil {
+		err = os.WriteFile(filepath.Join(dir, "guide.md"), guide, 0o644)
+	}
+	if err != nil {
+		return err
+	}
 	steps := []*exec.Cmd{exec.Command("make", "-s", "-C", "../..", "install", "VERSION=test", "OUT="+filepath.Join(dir, "build"),
 		"PREFIX=/usr", "DESTDIR="+filepath.Join(dir, "root"))}
 	if whole() {
@@ -131,6 +138,8 @@ printf 'nameserver `+bed.FarAddr4+`\nnameserver `+bed.FarAddr6+`\n' >/etc/resolv
 sed -i '/^nobody:/s,:[^:]*:[^:]*$,:`+home+`:/bin/sh,' /etc/passwd
 for f in /etc/subuid /etc/subgid; do echo nobody:100000:65536 >$f; done
 mount -t tmpfs tmpfs /home
+mount -t tmpfs tmpfs /usr/local
+cp -a "$`+rootVar+`"/root/usr/. /usr/local/
 mkdir -p `+home+` /run/user/65534
 chown nobody:nogroup `+home+` /run/user/65534
 chmod 700 /run/user/65534

@@ -21,9 +21,10 @@ func TestInstalled(t *testing.T) {
 			t.Errorf("%s --version: %v: %s", row.name, err, out)
 		}
 	}
-	for _, page := range []string{"passt.1", "pasta.1"} {
-		if _, err := os.Stat(filepath.Join(root, "usr/share/man/man1", page)); err != nil {
-			t.Error(err)
+	for _, name := range []string{"man/man1/passt.1", "man/man1/pasta.1", "man/man1/qrap.1", "fusilli/apparmor/usr.bin.passt",
+		"fusilli/selinux/passt.te", "fusilli/clients.md"} {
+		if st, err := os.Stat(filepath.Join(root, "usr/share", name)); err != nil || st.Size() == 0 {
+			t.Errorf("%s: %v", name, err)
 		}
 	}
 }
@@ -74,7 +75,7 @@ func TestPackages(t *testing.T) {
 			if out := sh(t, dir, "chroot root /usr/libexec/fusilli/program/slirp4netns --version"); !strings.Contains(out, "slirp4netns version") {
 				t.Errorf("slirp4netns: %s", out)
 			}
-			sh(t, dir, "test -s root/usr/share/man/man1/passt.1* && test -s root/usr/share/man/man1/pasta.1*")
+			sh(t, dir, "test -s root/usr/share/man/man1/passt.1* && test -s root/usr/share/man/man1/pasta.1* && test -s root/usr/share/fusilli/apparmor/usr.bin.passt")
 		})
 	}
 }

@@ -36,14 +36,19 @@ func alone(t *testing.T) {
 // oursRuns fails the test unless translators run, all of them ours. The test must not run beside others.
 func oursRuns(t *testing.T) {
 	t.Helper()
+	runs(t, filepath.Join(filepath.Dir(pasta), "passt"))
+}
+
+// runs fails the test unless translators run, and all of them are the program at path.
+func runs(t *testing.T, path string) {
+	t.Helper()
 	pids, err := bed.Alive("pasta", "passt", "slirp4netns")
 	if err != nil || len(pids) == 0 {
 		t.Errorf("translators %v, %v", pids, err)
 	}
 	for _, pid := range pids {
-		exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
-		if err != nil || !strings.HasPrefix(exe, filepath.Dir(pasta)) {
-			t.Errorf("the translator is %s, %v", exe, err)
+		if exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid)); err != nil || exe != path {
+			t.Errorf("the translator is %s, %v; want %s", exe, err, path)
 		}
 	}
 }
