@@ -68,8 +68,9 @@ type ports struct {
 	splicer *splice.Splicer // nil: the guest is no namespace
 }
 
-// listen opens what listens for the rules of table. The caller has it run, or closes it.
-func listen(cfg *config.Config, host *autodetect.Host, env *process.Env, table *config.Table, tap forward.Tap, announce *flow.Announcer, log *zap.Logger) (*ports, error) {
+// listen opens what listens for the rules of table. Flows from socket to socket count against limit;
+// nil: one of their own. The caller has it run, or closes it.
+func listen(cfg *config.Config, host *autodetect.Host, env *process.Env, table *config.Table, tap forward.Tap, announce *flow.Announcer, limit *flow.Limit, log *zap.Logger) (*ports, error) {
 	p := &ports{}
 	c := forward.Config{
 		Log: log, Tap: tap,
@@ -79,7 +80,7 @@ func listen(cfg *config.Config, host *autodetect.Host, env *process.Env, table *
 	if env.NetNS != nil {
 		kernel := autodetect.ReadKernel(os.DirFS(autodetect.Sysctls))
 		p.splicer = splice.New(splice.Config{
-			Log: logging.Limit(log), Announce: announce, InNamespace: env.NetNS.Do,
+			Log: logging.Limit(log), Announce: announce, InNamespace: env.NetNS.Do, Limit: limit,
 			UDPTimeout: kernel.UDPTimeout, UDPStreamTimeout: kernel.UDPStreamTimeout,
 		})
 		if err := env.NetNS.Do(splice.ReusePorts); err != nil {
@@ -164,7 +165,7 @@ func translateLocally(ctx context.Context, cfg *config.Config, host *autodetect.
 			log.Info(line)
 		}
 	}
-	ports, err := listen(cfg, host, env, table, nil, flow.NewAnnouncer(log), log)
+	ports, err := listen(cfg, host, env, table, nil, flow.NewAnnouncer(log), nil, log)
 	if err != nil {
 		return err
 	}

@@ -77,11 +77,12 @@ func translate(ctx context.Context, cfg *config.Config, env *process.Env, log *z
 	if stream != nil {
 		ec.Gate = stream
 	}
+	ec.Limit = flow.NewLimit(flow.MaxFlows)
 	engine := actors.New(ec)
 	if stream != nil {
 		stream.OnConnect(engine.Greet)
 	}
-	ports, err := listen(cfg, host, env, table, engine, ec.Announce, log)
+	ports, err := listen(cfg, host, env, table, engine, ec.Announce, ec.Limit, log)
 	if err != nil {
 		link.Close()
 		return err

@@ -19,6 +19,7 @@ import (
 
 	"fusilli/actors/dhcp"
 	"fusilli/actors/dhcpv6"
+	"fusilli/actors/flow"
 	"fusilli/actors/neigh"
 	"fusilli/actors/rules"
 	"fusilli/actors/sock"
@@ -103,7 +104,7 @@ func newEngine(o *options) (*Engine, *tapio.End, *observer.ObservedLogs) {
 		DHCPv6: dhcpv6.New(&dhcpv6.Config{LinkLocal: netip.MustParseAddr("fe80::1"), Guest: netip.MustParseAddr("fd00::15"),
 			Log: zap.NewNop()}),
 		Rules: rules.Rules{HostLoopback4: families[0].alias, HostLoopback6: families[1].alias},
-		V4:    true, V6: true, MaxFlows: o.maxFlows, UDPTimeout: o.idle, UDPStreamTimeout: o.idle,
+		V4:    true, V6: true, Limit: o.limit(), UDPTimeout: o.idle, UDPStreamTimeout: o.idle,
 		PeekOff4: !o.noPeekOff && sock.PeekOffset(unix.AF_INET), PeekOff6: !o.noPeekOff && sock.PeekOffset(unix.AF_INET6),
 	}
 	if o.change != nil {
@@ -297,4 +298,12 @@ func receive(c halfConn, n int, seed uint64) error {
 // addrOf returns where the guest finds l.
 func addrOf(fam family, l *net.TCPListener) netip.AddrPort {
 	return netip.AddrPortFrom(fam.alias, portOf(l))
+}
+
+// limit is that of the options' flows, nil for the default one.
+func (o *options) limit() *flow.Limit {
+	if o.maxFlows == 0 {
+		return nil
+	}
+	return flow.NewLimit(o.maxFlows)
 }

@@ -56,7 +56,7 @@ type Config struct {
 	Guest            rules.Guest
 	Frozen4, Frozen6 bool
 
-	MaxFlows                     int // 0: flow.MaxFlows
+	Limit                        *flow.Limit // of flows, which others may share; nil: flow.MaxFlows of our own
 	UDPTimeout, UDPStreamTimeout time.Duration
 	SYNRetries, SYNLinear        uint8 // see flow.Env; SYNRetries 0: 7 and 4
 	RTOMax                       time.Duration
@@ -84,15 +84,15 @@ var errEnded = errors.New("engine has ended")
 
 // New returns an engine that is not running yet.
 func New(cfg Config) *Engine {
-	if cfg.MaxFlows == 0 {
-		cfg.MaxFlows = flow.MaxFlows
+	if cfg.Limit == nil {
+		cfg.Limit = flow.NewLimit(flow.MaxFlows)
 	}
 	if cfg.SYNRetries == 0 {
 		cfg.SYNRetries, cfg.SYNLinear = 7, 4
 	}
 	e := &Engine{
 		cfg:   cfg,
-		table: flow.NewTable(cfg.MaxFlows),
+		table: flow.NewTable(cfg.Limit),
 		pool:  flow.NewPool(maxSlabs),
 		env: &flow.Env{
 			Link: cfg.Link, Log: cfg.Log, OurMAC: cfg.OurMAC, MTU: cfg.MTU,
@@ -402,7 +402,7 @@ func (e *Engine) start(k *flow.Key, made *atomic.Uint64, serve func(*flow.Port))
 		if errors.Is(err, flow.ErrFull) {
 			e.env.Counters.TableFull.Add(1)
 			if !e.full.Swap(true) {
-				e.cfg.Log.Warn("Flow table is full, new flows are refused", zap.Int("flows", e.cfg.MaxFlows))
+				e.cfg.Log.Warn("Flow table is full, new flows are refused", zap.Int("flows", e.cfg.Limit.Len()))
 			}
 		}
 		return nil, err

@@ -80,7 +80,7 @@ func FuzzReader(f *testing.F) {
 
 	f.Fuzz(func(t *testing.T, b []byte) {
 		e := New(Config{
-			Link: sink{}, Log: zap.NewNop(), MTU: 65520, V4: true, V6: true, MaxFlows: 64,
+			Link: sink{}, Log: zap.NewNop(), MTU: 65520, V4: true, V6: true, Limit: flow.NewLimit(64),
 			Rules:      rules.Rules{HostLoopback4: alias4, HostLoopback6: alias6},
 			Neigh:      neigh.Responder{LinkLocal: frame.AddrOf(netip.MustParseAddr("fe80::1"))},
 			DHCP:       dhcp.New(&dhcp.Config{Guest: netip.MustParseAddr("10.0.2.15"), PrefixLen: 24, Gateway: alias4, Log: zap.NewNop()}),

@@ -40,16 +40,16 @@ func (k *Key) V6() bool { return !netip.AddrFrom16(k.Guest).Is4In6() }
 type Table struct {
 	seed    maphash.Seed
 	buckets []atomic.Pointer[Port]
-	max     int
+	limit   *Limit
 
 	mu sync.Mutex
 	n  int
 }
 
-// NewTable returns a table for up to max flows.
-func NewTable(max int) *Table {
-	size := 1 << bits.Len(uint(max-1))
-	return &Table{seed: maphash.MakeSeed(), buckets: make([]atomic.Pointer[Port], size), max: max}
+// NewTable returns a table whose flows count against limit, which others may share.
+func NewTable(limit *Limit) *Table {
+	size := 1 << bits.Len(uint(limit.max-1))
+	return &Table{seed: maphash.MakeSeed(), buckets: make([]atomic.Pointer[Port], size), limit: limit}
 }
 
 func (t *Table) bucket(k *Key) *atomic.Pointer[Port] {
@@ -67,7 +67,7 @@ func (t *Table) Lookup(k *Key) *Port {
 }
 
 // Insert adds p under its key. It returns ErrExists when the key is in the table, and ErrFull when
-// the bound is reached.
+// the limit is reached.
 func (t *Table) Insert(p *Port) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -77,7 +77,7 @@ func (t *Table) Insert(p *Port) error {
 			return ErrExists
 		}
 	}
-	if t.n >= t.max {
+	if !t.limit.Take() {
 		return ErrFull
 	}
 	t.n++
@@ -96,6 +96,7 @@ func (t *Table) Remove(p *Port) {
 			// p.next stays: a lookup that stands on p finds its way on.
 			link.Store(p.next.Load())
 			t.n--
+			t.limit.Give()
 			return
 		}
 		link = &q.next

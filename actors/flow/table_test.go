@@ -10,7 +10,7 @@ import (
 
 func TestTableBound(t *testing.T) {
 	for _, max := range []int{1, 2, 3, 4, 5, 100} {
-		tab := NewTable(max)
+		tab := NewTable(NewLimit(max))
 		ports := make([]*Port, max)
 		for i := range ports {
 			ports[i] = NewPort(key(i))
@@ -41,7 +41,7 @@ func TestTableBound(t *testing.T) {
 func TestTableModel(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(1, 2))
 	for _, max := range []int{1, 3, 8, 64} {
-		tab, model := NewTable(max), map[Key]*Port{}
+		tab, model := NewTable(NewLimit(max)), map[Key]*Port{}
 		for range 5000 {
 			k := key(rnd.IntN(2 * max))
 			p := model[k]
@@ -90,7 +90,7 @@ func TestTableModel(t *testing.T) {
 // buckets, come and go.
 func TestTableConcurrent(t *testing.T) {
 	const stay, churn, rounds = 8, 4, 3000
-	tab := NewTable(stay + 2*churn)
+	tab := NewTable(NewLimit(stay + 2*churn))
 	for i := range stay {
 		if err := tab.Insert(NewPort(key(i))); err != nil {
 			t.Fatal(err)
@@ -159,7 +159,7 @@ func TestKeyV6(t *testing.T) {
 }
 
 func TestLookupAllocatesNothing(t *testing.T) {
-	tab := NewTable(100)
+	tab := NewTable(NewLimit(100))
 	for i := range 100 {
 		tab.Insert(NewPort(key(i)))
 	}
