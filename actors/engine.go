@@ -90,6 +90,9 @@ func New(cfg Config) *Engine {
 	if cfg.SYNRetries == 0 {
 		cfg.SYNRetries, cfg.SYNLinear = 7, 4
 	}
+	if cfg.Host.Ports == nil {
+		cfg.Host.Ports = new(sock.Ports)
+	}
 	e := &Engine{
 		cfg:   cfg,
 		table: flow.NewTable(cfg.Limit),

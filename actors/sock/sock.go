@@ -22,6 +22,8 @@ type Host struct {
 	Device4, Device6 string
 	// FreeBind lets UDP sockets have a source address that the host does not have (IP_FREEBIND, ip(7)).
 	FreeBind bool
+	// Ports remembers what stands for ports that UDP sockets could not have; nil: nothing does.
+	Ports *Ports
 	// Log is told what a connection does without; nil: nobody is.
 	Log *zap.Logger
 }

@@ -11,8 +11,8 @@ import (
 // UDP returns a UDP socket connected to addr and bound to port, the guest's own source port.
 //
 // A port that the host does not let us have (in use without SO_REUSEADDR, or privileged) is
-// replaced by one of the kernel's choice: the flow works then, and only a peer that insists on the
-// port number notices.
+// replaced by one of the kernel's choice, the same one for all peers (see Ports): the flow works then,
+// and only a peer that insists on the port number notices.
 //
 // The socket queues ICMP errors (IP_RECVERR, ip(7)) and takes rows of datagrams in one piece
 // (UDP_GRO, udp(7), Linux 5.0) where the kernel can, and tells time to live and type of service of
@@ -70,16 +70,26 @@ func (h *Host) udp(fd int, v4 bool, port uint16, addr netip.AddrPort) error {
 		}
 	}
 	err := unix.Bind(fd, h.Sockaddr(netip.AddrPortFrom(src, port)))
-	if err == unix.EADDRINUSE || err == unix.EACCES {
+	refused := err == unix.EADDRINUSE || err == unix.EACCES
+	if refused {
 		err = nil
-		if bound {
+		other := h.Ports.get(v4, port)
+		if other != 0 && unix.Bind(fd, h.Sockaddr(netip.AddrPortFrom(src, other))) == nil {
+			refused = false
+		} else if bound {
 			err = unix.Bind(fd, h.Sockaddr(netip.AddrPortFrom(src, 0)))
 		}
 	}
 	if err != nil {
 		return os.NewSyscallError("bind", err)
 	}
-	return os.NewSyscallError("connect", unix.Connect(fd, h.Sockaddr(addr)))
+	err = unix.Connect(fd, h.Sockaddr(addr))
+	if refused && err == nil {
+		if local, ok := Local(fd); ok {
+			h.Ports.set(v4, port, local.Port())
+		}
+	}
+	return os.NewSyscallError("connect", err)
 }
 
 // PrepareUDP has fd, a datagram socket of either family that somebody else has made, queue errors,

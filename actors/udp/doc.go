@@ -36,6 +36,14 @@
 // than once.
 // The alarm is moved lazily, so that traffic costs no timer calls.
 //
+// # Mapping and filtering
+//
+// In the words of RFC 4787: mapping is endpoint-independent, since all flows of a guest's port have the
+// same port of the host, that port itself or, where the host does not give us that, one other. Filtering
+// depends on address and port, since each flow's socket is connected: a peer that was not spoken to is
+// not heard, unless the port is forwarded. A peer costs a socket for as long as its flow lasts, and
+// the limits on flows and descriptors bound how many there are.
+//
 // # Limits
 //
 // Time to live (or hop limit) and type of service (or traffic class), ECN included, are carried over both

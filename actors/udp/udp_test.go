@@ -87,6 +87,41 @@ func TestGuestPortInUseOnHost(t *testing.T) {
 	})
 }
 
+// TestPortIsTheSameForAllPeers: what a third party (STUN, RFC 8489) says about the guest's address holds
+// for its other peers, even if the host does not give us the guest's port.
+func TestPortIsTheSameForAllPeers(t *testing.T) {
+	forFamilies(t, func(t *testing.T, fam family) {
+		taken := peer(t, fam)
+		free := peer(t, fam)
+		port := portOf(free)
+		free.Close()
+		for _, tt := range []struct {
+			name string
+			port uint16
+			same bool
+		}{{"free", port, true}, {"taken", portOf(taken), false}} {
+			t.Run(tt.name, func(t *testing.T) {
+				dialer := &sock.Host{Ports: new(sock.Ports)}
+				seen := map[uint16]bool{}
+				for range 5 {
+					p := peer(t, fam)
+					b := newBed(t, fam, portOf(p), options{guestPort: tt.port, dialer: dialer})
+					b.send([]byte("x"))
+					from := expect(t, p, [][]byte{[]byte("x")})
+					seen[from.Port()] = true
+					p.WriteToUDPAddrPort([]byte("y"), from)
+					if got := b.receive(); string(got[0]) != "y" {
+						t.Errorf("got %q", got)
+					}
+				}
+				if len(seen) != 1 || seen[tt.port] != tt.same {
+					t.Errorf("ports %v of %d", seen, tt.port)
+				}
+			})
+		}
+	})
+}
+
 // expect reads datagrams off p and compares.
 func expect(t testing.TB, p *net.UDPConn, want [][]byte) netip.AddrPort {
 	t.Helper()
