@@ -25,6 +25,9 @@ OUT ?= .
 # Where archives and packages are put.
 DIST ?= dist
 
+# Tests of the program as a whole that add nothing with the race detector. Those in e2e do.
+NO_RACE = -e /tests/bench -e /tests/cli -e /tests/clients -e /tests/contrib -e /tests/demo -e /tests/guest
+
 # How long each fuzz target runs in a test.
 FUZZTIME ?= 3s
 
@@ -54,8 +57,9 @@ install: all
 	done
 
 test: setup static
-	$(GO) test ./...
-	$(GO) test -race ./...
+	$(GO) test $$($(GO) list ./... | grep -v /tests/)
+	$(GO) test -count=1 ./tests/...
+	$(GO) test -count=1 -race $$($(GO) list ./... | grep -v $(NO_RACE))
 	$(MAKE) fuzz
 
 # Docker, Podman, rootlesskit and what else calls us, with us in their place. These take minutes and
