@@ -19,6 +19,7 @@ import (
 	"os"
 	"os/user"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -32,6 +33,12 @@ import (
 
 // version is set by the build (-ldflags -X).
 var version = "devel"
+
+func init() {
+	if slirp.Named(os.Args) && os.Getenv(process.StageVariable) == "" {
+		runtime.LockOSThread() // what main does to its thread, it does to the first (process.Spec.Renounce)
+	}
+}
 
 func main() { os.Exit(run()) }
 

@@ -440,6 +440,11 @@ func (l *launcher) answered(a answer) error {
 		send(int(l.holder.link.Fd()), release) // fails only if it has ended
 	}
 	if l.spec.Renounce {
+		if unix.Gettid() == os.Getpid() {
+			if err := sandbox.Enclose("/etc", "/run"); err != nil && !errors.Is(err, unix.EPERM) {
+				l.log.Warn(err.Error()) // clients look at it, nothing rests on it
+			}
+		}
 		if err := sandbox.Renounce(); err != nil {
 			return err
 		}

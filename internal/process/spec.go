@@ -73,7 +73,8 @@ type Spec struct {
 	// PIDFile is the path of the PID file, or "".
 	PIDFile string
 
-	// Renounce makes the launcher give up its capabilities once the translator is ready.
+	// Renounce makes the launcher give up its capabilities once the translator is ready, and, where
+	// it may and Launch runs on the process's first thread, all directories but /etc and /run.
 	Renounce bool
 
 	// Ready, if not nil, is written "1" and closed once the translator is ready.

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -547,7 +548,8 @@ func TestSlirpBadExitDescriptor(t *testing.T) {
 }
 
 // TestSlirpSandbox: the process that the client has started has no capabilities but one, even if it
-// was started by root, and nor have those that work for it.
+// was started by root, and nor have those that work for it. Its root directory has /etc and /run, with
+// what is mounted there.
 func TestSlirpSandbox(t *testing.T) {
 	t.Parallel()
 	beside(t, func(t *testing.T, program string) {
@@ -555,6 +557,14 @@ func TestSlirpSandbox(t *testing.T) {
 		greet(t, b.Far, ":5000")
 		target, err := b.Target(patience(t, limit))
 		if err != nil {
+			t.Fatal(err)
+		}
+		mounted := scratch(t)
+		if err := unix.Mount("tmpfs", mounted, "tmpfs", 0, ""); err != nil {
+			t.Fatal(err)
+		}
+		defer unix.Unmount(mounted, unix.MNT_DETACH)
+		if err := os.WriteFile(filepath.Join(mounted, "file"), nil, 0o644); err != nil {
 			t.Fatal(err)
 		}
 		ready, readyW := pipe(t)
@@ -573,6 +583,28 @@ func TestSlirpSandbox(t *testing.T) {
 		usage, err := bed.Tree(s.proc.PID())
 		if err != nil {
 			t.Fatal(err)
+		}
+		root := fmt.Sprintf("/proc/%d/root", s.proc.PID())
+		entries, err := os.ReadDir(root)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var names []string
+		for _, e := range entries {
+			names = append(names, e.Name())
+		}
+		for _, want := range []string{"etc", "run"} {
+			if !slices.Contains(names, want) {
+				t.Errorf("root directory has %v", names)
+			}
+		}
+		for _, hidden := range []string{"home", "root", "var"} {
+			if slices.Contains(names, hidden) {
+				t.Errorf("root directory has %v", names)
+			}
+		}
+		if _, err := os.Stat(filepath.Join(root, mounted, "file")); err != nil {
+			t.Errorf("what is mounted below /run: %v", err)
 		}
 		const most = 1 << unix.CAP_NET_BIND_SERVICE
 		for _, pid := range usage.PIDs {
