@@ -75,7 +75,7 @@ func translate(ctx context.Context, cfg *config.Config, env *process.Env, log *z
 	ec.Announce = flow.NewAnnouncer(log)
 	stream, _ := link.(*tapio.Stream)
 	if stream != nil {
-		ec.Gate = stream
+		ec.Gate, ec.Fragment = stream, true
 	}
 	ec.Limit = flow.NewLimit(flow.MaxFlows)
 	engine := actors.New(ec)

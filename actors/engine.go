@@ -42,6 +42,10 @@ type Config struct {
 	GuestMAC frame.MAC // destination until the guest has sent a frame
 	MTU      int       // of the link, in bytes of IP packet; 0: not known
 
+	// Fragment has packets longer than MTU go to the guest as fragments; else as they are, which
+	// the tap of a kernel takes.
+	Fragment bool
+
 	Neigh  neigh.Responder
 	DHCP   *dhcp.Server   // nil: none
 	DHCPv6 *dhcpv6.Server // nil: none
@@ -98,7 +102,7 @@ func New(cfg Config) *Engine {
 		table: flow.NewTable(cfg.Limit),
 		pool:  flow.NewPool(maxSlabs),
 		env: &flow.Env{
-			Link: cfg.Link, Log: cfg.Log, OurMAC: cfg.OurMAC, MTU: cfg.MTU,
+			Link: cfg.Link, Log: cfg.Log, OurMAC: cfg.OurMAC, MTU: cfg.MTU, Fragment: cfg.Fragment && cfg.MTU > 0,
 			PeekOff4: cfg.PeekOff4, PeekOff6: cfg.PeekOff6,
 			SYNRetries: cfg.SYNRetries, SYNLinear: cfg.SYNLinear, RTOMax: cfg.RTOMax,
 			UDPTimeout: cfg.UDPTimeout, UDPStreamTimeout: cfg.UDPStreamTimeout,

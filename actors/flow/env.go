@@ -29,6 +29,9 @@ type Env struct {
 	OurMAC frame.MAC // source of all frames to the guest
 	MTU    int       // of the guest's link, bytes of IP packet
 
+	// Fragment has packets longer than MTU go as fragments: the guest's device takes none.
+	Fragment bool
+
 	// Peek offset (SO_PEEK_OFF, socket(7)) works on TCP sockets of that family: Linux 6.9.
 	PeekOff4, PeekOff6 bool
 

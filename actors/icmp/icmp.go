@@ -231,7 +231,7 @@ func (c *conn) reply(buf *[flow.BufferSize]byte, n int, hops uint8) {
 
 // write hands a frame to the link.
 func (c *conn) write(b []byte) {
-	if err := c.env.Link.Write(b); err != nil {
+	if err := c.env.Write(b); err != nil {
 		// Either that frame is lost, or the link is: then its reader ends everything.
 		c.env.Counters.LinkDropped.Add(1)
 	}

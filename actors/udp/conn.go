@@ -190,7 +190,7 @@ func (c *conn) setMarks(ttl, tos uint8) {
 // write hands the frame of n bytes at the start of b, which has room for frame.MinFrame bytes, to
 // the link.
 func (c *conn) write(b []byte, n int) {
-	if err := c.env.Link.Write(b[:frame.Pad(b, n)]); err != nil {
+	if err := c.env.Write(b[:frame.Pad(b, n)]); err != nil {
 		// Either that frame is lost, or the link is: then its reader ends everything.
 		c.env.Counters.LinkDropped.Add(1)
 	}

@@ -23,7 +23,8 @@
 // guest as one frame with VIRTIO_NET_HDR_GSO_UDP_L4, everything else as frames of its own. The call
 // is told to put datagrams next to each other on the guess that they are as long as the last ones,
 // so that a row needs no copying; a wrong guess costs a copy. Datagrams longer than the link's MTU
-// are whole frames nevertheless: the guest's kernel takes them.
+// are whole frames nevertheless where the guest's kernel takes them, on a tap; to other devices they go
+// as fragments.
 //
 // The socket's error queue is emptied when a call reports an error, and what routers and the peer
 // have said there is told to the guest as ICMP (forwarding of local errors is left out: the guest

@@ -9,6 +9,7 @@ import (
 
 	"fusilli/actors/flow"
 	"fusilli/actors/sock"
+	"fusilli/tapio/frame"
 )
 
 const (
@@ -276,6 +277,9 @@ func (c *conn) writeRow(b []byte, size int) {
 	h := &c.hdr
 	mac := c.env.GuestMAC()
 	most := max(size, min(maxSegments*size, maxRow))
+	if c.env.Oversize(h.len - frame.L3Off + size) {
+		most = max(size, 1)
+	}
 	for {
 		n := len(b) - flow.Headroom
 		if n > most {
