@@ -75,6 +75,9 @@ func FuzzReader(f *testing.F) {
 			seed(v6, 17, 2, 34, 2, 35, 0, 26, 0, 0, 1, 1, 2, 3, 0, 1, 0, 10, 0, 3, 0, 1, 2, 0, 0, 0, 0, 1)))
 		f.Add(row(seed(v6, 58, 135, 0, 0, 0), seed(v6, 58, 133, 0, 0, 0, 0, 0, 0, 0), seed(v6, 1, echo...)))
 	}
+	first, rest := seed(false, 17, udp[:8]...), seed(false, 17, []byte("rest")...)
+	first[frame.L3Off+6], rest[frame.L3Off+7] = 0x20, 1
+	f.Add(row(rest, first))
 	f.Add(row(arp, vlan, fragment, gso, nil, make([]byte, 9), make([]byte, frame.VnetLen)))
 	alias4, alias6 := netip.MustParseAddr("10.0.2.2"), netip.MustParseAddr("fd00::2")
 
@@ -108,11 +111,18 @@ func FuzzReader(f *testing.F) {
 			if pkt.Dst = frame.AddrOf(alias4); pkt.V6 {
 				pkt.Dst = frame.AddrOf(alias6)
 			}
+			if pkt.Kind == frame.Fragment { // is read again
+				if pkt.V6 {
+					copy(room[frame.L3Off+24:], alias6.AsSlice())
+				} else {
+					copy(room[frame.L3Off+16:], alias4.AsSlice())
+				}
+			}
 			r.sort(slab, room[:n], &pkt)
 		}
 		r.deliver(slab)
 		slab.Release()
-		for _, p := range []*flow.Port{e.services.neigh, e.services.refuse, e.services.dhcp, e.services.dhcpv6} {
+		for _, p := range []*flow.Port{e.services.neigh, e.services.refuse, e.services.dhcp, e.services.dhcpv6, e.services.fragments} {
 			for p.Mail() {
 				runtime.Gosched()
 			}
