@@ -33,7 +33,7 @@ const (
 
 // Variables by which the run outside tells the run inside the bed what it has made.
 const (
-	rootVar  = "FUSILLI_CLIENTS_ROOT" // directory with what was installed, and tools
+	rootVar  = "FUSILLI_CLIENTS_ROOT" // directory with what was installed, and tools; set, nothing is made
 	wholeVar = "FUSILLI_CLIENTS"      // "all": run the clients themselves
 )
 
@@ -54,7 +54,7 @@ func run(m *testing.M) int {
 		return 1
 	}
 	var env []string
-	if bed.Outside() {
+	if bed.Outside() && os.Getenv(rootVar) == "" {
 		dir, err := os.MkdirTemp("", "fusilli-clients")
 		if err != nil {
 			return fail(err)
@@ -151,7 +151,7 @@ func resolvers() error {
 // user has subordinate users and groups, and a home. Nothing of this is seen outside.
 func settle() error {
 	sh := exec.Command("sh", "-euc", `
-cp -aL /etc /run/etc 2>/dev/null || [ -s /run/etc/passwd ]
+cp -a /etc /run/etc 2>/dev/null || [ -s /run/etc/passwd ]
 mount --bind /run/etc /etc
 sed -i '/^nobody:/s,:[^:]*:[^:]*$,:`+home+`:/bin/sh,' /etc/passwd
 for f in /etc/subuid /etc/subgid; do echo nobody:100000:65536 >$f; done
