@@ -65,6 +65,8 @@ func TestRequests(t *testing.T) {
 		{`{"execute": "remove_hostfwd", "arguments": {"id": "2"}}`, bad("remove_hostfwd: bad arguments.id")},
 		{`{"execute": "remove_hostfwd"}`, bad("remove_hostfwd: bad arguments.id")},
 		{add(`"proto": "tcp", "host_port": 8080, "guest_port": 80`), `{"return":{"id":3}}`},
+		{add(`"proto": "tcp", "host_addr": "", "host_port": 8081, "guest_addr": "", "guest_port": 80`), `{"return":{"id":4}}`}, // Podman's
+		{`{"execute": "remove_hostfwd", "arguments": {"id": 4}}`, `{"return":{}}`},
 		{`{"execute": "foo"}`, bad("unknown execute")},
 		{`{"execute": 3}`, bad("no execute found")},
 		{`{"x": 3}`, bad("no execute found")},
