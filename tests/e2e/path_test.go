@@ -200,3 +200,18 @@ func TestPingSeesTheHops(t *testing.T) {
 		})
 	}
 }
+
+// A resolver that is down is noticed at once, also by the address that stands for it.
+func TestResolverThatIsDownIsRefused(t *testing.T) {
+	t.Parallel()
+	const alias = "10.99.0.1"
+	c := connect(t, newBed(t, defaultBed), "--dns-forward", alias, "--dns-host", bed.FarAddr4)
+	conn, err := c.target.Dial(t.Context(), "udp", alias+":53")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := ask(conn, []byte("?")); !errors.Is(err, unix.ECONNREFUSED) {
+		t.Errorf("%v, want ECONNREFUSED", err)
+	}
+}
