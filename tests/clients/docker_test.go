@@ -139,6 +139,9 @@ func TestRootlessDocker(t *testing.T) {
 				// Whoever comes next has the port.
 				bind(t, b.Host, "0.0.0.0:8080")
 			})
+			if row.ports == "slirp4netns" {
+				return // it differs in how ports are published
+			}
 			t.Run("among each other", func(t *testing.T) {
 				d.must(t, "network", "create", "web")
 				d.must(t, append([]string{"run", "-d", "--rm", "--name=server", "--network=web", "box"}, web...)...)
