@@ -400,6 +400,9 @@ func (e *Engine) create(k *flow.Key, b []byte, pkt *frame.Packet) *flow.Port {
 // called by anyone; errors are those of flow.Table's Insert, and errEnded.
 func (e *Engine) start(k *flow.Key, made *atomic.Uint64, serve func(*flow.Port)) (*flow.Port, error) {
 	p := flow.NewPort(*k)
+	if k.Proto == frame.ProtoTCP {
+		p.OnLost(e.again)
+	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.ended {
@@ -431,6 +434,9 @@ func (e *Engine) end(p *flow.Port) {
 	}
 	e.table.Remove(p)
 	p.Close()
+	if run, ok := p.Left(); ok {
+		e.again(run)
+	}
 }
 
 func unicast(a netip.Addr) bool {

@@ -128,8 +128,11 @@ func TestStopInTransfer(t *testing.T) {
 	}
 	// And one that is idle, one datagram flow.
 	b.connect(families[1], listen(t, families[1]))
-	b.dialUDP(t, families[0], echoUDP(t, families[0])).Write([]byte("x"))
-	until(t, "data in flight", func() bool { return moved.Load() > 1<<20 && b.Flows() == 11 })
+	u := b.dialUDP(t, families[0], echoUDP(t, families[0]))
+	until(t, "data in flight", func() bool {
+		u.Write([]byte("x")) // the link is busy, and may lose it
+		return moved.Load() > 1<<20 && b.Flows() == 11
+	})
 
 	b.stop()
 	b.guest.close() // which ends the guest's connections

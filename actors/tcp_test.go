@@ -1,13 +1,16 @@
 package actors
 
 import (
+	"context"
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	"fusilli/tapio"
+	"fusilli/tapio/frame"
 )
 
 // exchange sends out bytes from the guest and in bytes from the host, at the same time, each
@@ -219,4 +222,69 @@ func TestRefused(t *testing.T) {
 		}
 		b.idle()
 	})
+}
+
+// TestPortsUsedAgainAtOnce: a guest that resets or ends a connection and begins one from the same port
+// in the same breath does not wait for its SYN to be repeated.
+func TestPortsUsedAgainAtOnce(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		apart bool // the SYN is read after the reset
+	}{{"together", false}, {"apart", true}} {
+		t.Run(tt.name, func(t *testing.T) {
+			fam := families[0]
+			e, link, _ := newEngine(&options{})
+			ctx, cancel := context.WithCancel(t.Context())
+			ended := make(chan error, 1)
+			go func() { ended <- e.Run(ctx) }()
+			defer func() {
+				cancel()
+				<-ended
+				link.Close()
+				if n := e.pool.Out(); n != 0 {
+					t.Errorf("%d slabs were not given back", n)
+				}
+			}()
+			l := listen(t, fam)
+			syn := func(seq uint32) { link.Write(segment(fam.alias, 4000, portOf(l), frame.SYN, seq, 0, nil)) }
+			answer := func(seq uint32) uint32 {
+				t.Helper()
+				timer := time.AfterFunc(patience, func() { link.Close() })
+				defer timer.Stop()
+				b := make([]byte, frame.MaxFrame)
+				for {
+					n, err := link.Read(b)
+					if err != nil {
+						t.Fatal(err)
+					}
+					var p frame.Packet
+					if frame.Parse(b[:n], &p) != frame.OK || p.Kind != frame.TCP {
+						continue
+					}
+					h := frame.TCPHeader(b[p.L4:p.End])
+					if h.Flags() == frame.SYN|frame.ACK && h.Ack() == seq+1 {
+						return h.Seq()
+					}
+				}
+			}
+			seq := uint32(1000)
+			syn(seq)
+			ours := answer(seq)
+			for range 50 {
+				link.Write(segment(fam.alias, 4000, portOf(l), frame.ACK, seq+1, ours+1, nil))
+				h, err := l.AcceptTCP()
+				if err != nil {
+					t.Fatal(err)
+				}
+				link.Write(segment(fam.alias, 4000, portOf(l), frame.RST|frame.ACK, seq+1, ours+1, nil))
+				if tt.apart {
+					until(t, "the end", func() bool { return e.Flows() == 0 })
+				}
+				seq += 100000
+				syn(seq) // once
+				ours = answer(seq)
+				h.Close()
+			}
+		})
+	}
 }

@@ -48,6 +48,9 @@ type Port struct {
 	step  func(uintptr) bool
 	dirty bool // the read deadline is or may soon be in the past
 
+	left Run       // see Leave
+	lost func(Run) // see OnLost
+
 	alarm   *time.Timer
 	alarmAt Time // 0 when none is set
 }
@@ -129,6 +132,17 @@ func (p *Port) Close() {
 	p.drain()
 }
 
+// Leave has r, which the actor gives up, be what a new flow with the same key begins with when this
+// one has ended. It may be called once.
+func (p *Port) Leave(r Run) { p.left = r }
+
+// Left returns the run that was left, if any, when the actor has ended. The caller holds it then.
+func (p *Port) Left() (Run, bool) {
+	r := p.left
+	p.left = Run{}
+	return r, r.slab != nil
+}
+
 // Gone reports whether the actor has ended.
 func (p *Port) Gone() bool { return p.gone.Load() }
 
@@ -138,9 +152,17 @@ func (p *Port) drain() {
 		if !ok {
 			return
 		}
-		r.Release()
+		if p.lost != nil {
+			p.lost(r)
+		} else {
+			r.Release()
+		}
 	}
 }
+
+// OnLost has f called with each run that was offered, but found no actor any more. f holds the run then.
+// It is called by whoever offers or closes; OnLost is called before anybody else has the port.
+func (p *Port) OnLost(f func(Run)) { p.lost = f }
 
 // Recv takes the next run out of the mailbox, if there is one. The caller holds it then.
 func (p *Port) Recv() (Run, bool) {

@@ -154,5 +154,11 @@ func (r *Run) Hold() Run {
 	return Run{slab: r.slab}
 }
 
+// Rest returns the frames of r that Next has not come to yet, with a hold of their own.
+func (r *Run) Rest() Run {
+	r.slab.refs.Add(1)
+	return *r
+}
+
 // Lendable reports whether slabs are plenty, so that r may be kept for a while.
 func (r *Run) Lendable() bool { return !r.slab.pool.Scarce() }

@@ -35,8 +35,15 @@ func (c *conn) fromGuest(r *flow.Run) {
 	var v flow.View
 	c.seenAt = flow.Now()
 	c.liveAt = c.seenAt
-	for !c.over && r.Next(&v) {
+	for !c.over {
+		at := *r
+		if !r.Next(&v) {
+			break
+		}
 		c.segment(&v, b, &keep)
+		if c.replaced {
+			*r = at
+		}
 		if b.n == maxPieces {
 			c.push(b, &keep)
 		}
@@ -49,6 +56,9 @@ func (c *conn) fromGuest(r *flow.Run) {
 		c.push(b, &keep)
 	}
 	batches.Put(b)
+	if c.over && FindOpening(r) {
+		c.port.Leave(r.Rest())
+	}
 	keep.Release()
 	if c.guestFIN && !c.shut && len(c.held) == 0 && !c.over {
 		c.shutdown()
@@ -73,6 +83,10 @@ func (c *conn) segment(v *flow.View, b *batch, run *flow.Run) {
 		switch {
 		case c.state == synReceived && seq+1 == c.rcvNxt:
 			c.sendSYN()
+		case c.state == established && c.shut && c.finSent && seqGT(seq, c.rcvNxt):
+			// Both directions have ended, and the guest has forgotten the connection before we have
+			// (RFC 9293, section 3.6.1). What it has sent is on its way to the peer.
+			c.replaced, c.over = true, true
 		case c.state == established:
 			c.ackNow = true // RFC 5961, section 4: a guest that has restarted answers RST
 		}
