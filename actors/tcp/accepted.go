@@ -68,9 +68,7 @@ func (c *conn) answered(v *flow.View, tcp frame.TCPHeader) {
 		c.synced(v)
 		c.state = established
 		c.sndUna = c.sndNxt
-		c.retries = 0
-		c.rto = rtoMin
-		c.rtoAt = 0
+		c.handshake()
 		c.sendAck() // before any data
 	case fl&frame.SYN != 0:
 		c.abort(true)

@@ -95,6 +95,7 @@ type conn struct {
 
 	rtoAt  flow.Time // when to retransmit or probe; 0: nothing outstanding
 	rto    flow.Time
+	rtt    rtt
 	seenAt flow.Time // last segment from the guest
 	liveAt flow.Time // last segment or data from either side
 

@@ -43,8 +43,9 @@
 //
 // All are deadlines of one alarm that is moved lazily: a later deadline costs nothing.
 //
-//	retransmission  unacknowledged data, FIN or SYN,ACK to the guest: 400 ms (1 s for SYN,ACK),
-//	                doubled each time up to the host's tcp_rto_max_ms (120 s), reset after 7
+//	retransmission  unacknowledged data, FIN or SYN,ACK to the guest: what RFC 6298 makes of the
+//	                round-trip times measured, at least 400 ms (1 s for SYN,ACK; 3 s for data after a
+//	                SYN that took a repetition), doubled each time up to the host's tcp_rto_max_ms (120 s), reset after 7
 //	SYN             1 s for as many times as the host's tcp_syn_linear_timeouts says (4), then doubled;
 //	                reset, both ways, after tcp_syn_retries more, 7 at most in all
 //	window probe    the guest's window is closed: as retransmission, but never gives up while the

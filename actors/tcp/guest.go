@@ -183,9 +183,7 @@ func (c *conn) guestReset(seq uint32) {
 func (c *conn) establish(seq uint32, tcp frame.TCPHeader) {
 	c.state = established
 	c.sndUna = c.sndNxt
-	c.retries = 0
-	c.rto = rtoMin
-	c.rtoAt = 0
+	c.handshake()
 	c.wl1 = seq
 	c.guestWnd = uint32(tcp.Window()) << c.guestScale
 }
@@ -208,7 +206,7 @@ func (c *conn) acked(seq, ack uint32, tcp frame.TCPHeader, n int, fl uint8) {
 			c.guestWnd = wnd
 		}
 		if wnd == 0 && c.rtoAt == 0 && !c.finSent {
-			c.rto = rtoMin
+			c.rto = c.rtt.base
 			c.rtoAt = c.seenAt + c.rto
 		}
 		c.retries = 0 // it answers
@@ -232,7 +230,8 @@ func (c *conn) advance(ack uint32) {
 	}
 	c.dupAcks = 0
 	c.retries = 0
-	c.rto = rtoMin
+	c.rtt.acked(ack, c.seenAt)
+	c.rto = c.rtt.base
 	if c.sndMax == ack {
 		c.rtoAt = 0
 		c.recovering = false

@@ -68,11 +68,12 @@ func (c *conn) forward() bool {
 		if n < room {
 			fl = frame.PSH
 		}
-		c.arm()
+		now := c.arm()
 		sent := c.send(buf, c.sndNxt, fl, n)
 		// Of a row that was lost on a link without offloads, the guest may have got a part.
 		if end := c.sndNxt + uint32(n); seqGT(end, c.sndMax) {
 			c.sndMax = end
+			c.rtt.begin(end, now)
 		}
 		if !sent {
 			// The same again in a moment.
@@ -95,14 +96,15 @@ func (c *conn) forward() bool {
 	}
 }
 
-// arm starts the retransmission timer for data about to be sent, unless it runs.
-func (c *conn) arm() {
+// arm starts the retransmission timer for data about to be sent, unless it runs. It returns the time.
+func (c *conn) arm() flow.Time {
 	now := flow.Now()
 	c.liveAt = now
 	if c.rtoAt == 0 {
 		c.rtoAt = now + c.rto
 		c.port.SetAlarm(c.rtoAt)
 	}
+	return now
 }
 
 // room returns how much payload may go to the guest in the next segment: a multiple of its MSS
@@ -140,6 +142,7 @@ func (c *conn) rewind() {
 	c.sndNxt = c.sndUna
 	c.recovering = false
 	c.dupAcks = 0
+	c.rtt.again()
 	c.finSent, c.eof = false, false // they follow the data again
 	c.setPeek(0)
 }
@@ -147,6 +150,7 @@ func (c *conn) rewind() {
 // resendFirst sends the first segment that is not acknowledged once more and leaves everything
 // else as it is.
 func (c *conn) resendFirst() {
+	c.rtt.again()
 	out := int(c.sndMax - c.sndUna)
 	if c.finSent && !c.finAcked {
 		out--
