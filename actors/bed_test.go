@@ -64,7 +64,8 @@ func forFamilies(t *testing.T, f func(*testing.T, family)) {
 // options change what newBed makes. The zero value is a link without faults of MTU 1500.
 type options struct {
 	mtu       int
-	faults    tapio.Faults // both ways
+	faults    tapio.Faults  // both ways
+	faultsIn  *tapio.Faults // those towards the guest, if they differ
 	maxFlows  int
 	noPeekOff bool
 	queue     int
@@ -94,6 +95,9 @@ func newEngine(o *options) (*Engine, *tapio.End, *observer.ObservedLogs) {
 	}
 	back := o.faults
 	back.Seed++
+	if o.faultsIn != nil {
+		back = *o.faultsIn
+	}
 	ours, theirs := tapio.Pipe(tapio.PipeOptions{WithoutToB: plain, FaultsToA: o.faults, FaultsToB: back, Queue: o.queue})
 	core, logs := observer.New(zapcore.InfoLevel)
 	c := Config{
