@@ -70,6 +70,12 @@ func (c *conn) answered(v *flow.View, tcp frame.TCPHeader) {
 		c.sndUna = c.sndNxt
 		c.handshake()
 		c.sendAck() // before any data
+	case fl&(frame.SYN|frame.ACK|frame.FIN|frame.RST) == frame.SYN:
+		// Both have asked at the same time (RFC 9293, section 3.5, figure 7).
+		c.synced(v)
+		c.state = synReceived
+		c.crossed = true
+		c.sendSYN()
 	case fl&frame.SYN != 0:
 		c.abort(true)
 	default:

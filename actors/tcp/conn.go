@@ -58,6 +58,7 @@ type conn struct {
 	finDone  bool // and the peer has acknowledged it: ours to the guest may go
 	ackNow   bool // an acknowledgement or window is to be sent before sleeping
 	ackDue   bool // data in order is to be acknowledged, at the latest at ackBy
+	crossed  bool // the guest's SYN has met ours on the way
 	replaced bool // by the guest, with a SYN for the same ports
 	failed   bool // the socket has failed; sockErr says how
 	finOnce  bool // FIN was sent at least once: sndMax includes it

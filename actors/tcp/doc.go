@@ -31,7 +31,8 @@
 //	synSent      a peer on the host's side has asked: its socket is accepted, SYN sent to the guest and
 //	             repeated on a timer, always the same; the guest's SYN,ACK establishes and is
 //	             acknowledged before any data. What the peer sends meanwhile stays in its socket. The
-//	             guest's RST resets the peer, a peer that goes away resets the guest.
+//	             guest's RST resets the peer, a peer that goes away resets the guest. A guest whose SYN crosses
+//	             ours gets SYN,ACK, as from synReceived.
 //	established  data both ways; each direction ends by itself (guestFIN, finSent)
 //
 // An actor ends when both directions have ended and both FINs are acknowledged, on a reset from

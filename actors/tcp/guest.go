@@ -81,6 +81,10 @@ func (c *conn) segment(v *flow.View, b *batch, run *flow.Run) {
 	}
 	if fl&frame.SYN != 0 {
 		switch {
+		case c.crossed && c.state == synReceived && fl&frame.ACK != 0 && seq+1 == c.rcvNxt && tcp.Ack() == c.sndNxt:
+			c.establish(c.rcvNxt, tcp)
+			c.guestWnd = uint32(tcp.Window()) // not scaled in a SYN
+			c.ackNow = true
 		case c.state == synReceived && seq+1 == c.rcvNxt:
 			c.sendSYN()
 		case c.state == established && c.shut && c.finSent && seqGT(seq, c.rcvNxt):
