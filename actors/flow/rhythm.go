@@ -38,7 +38,8 @@ const (
 // Rhythm notices request and response traffic: single small messages that alternate between the
 // sides, one exchange after the other. While it goes on and answers come quickly, those who wait
 // look for the next message for a short while before they sleep. Bulk transfers, several busy flows,
-// slow peers and silence all break the rhythm, and then nobody looks. T is what a flow is known by.
+// slow peers and silence all break the rhythm, and then nobody looks; nor where that does not pay, for
+// want of a CPU that nobody else needs (contest). T is what a flow is known by.
 //
 // The zero value is ready for use, and all methods may be called by anyone. It is a guess about the
 // near future: calls that cross each other may spoil it, and nothing worse.
@@ -49,6 +50,7 @@ type Rhythm[T any] struct {
 	need  atomic.Uint32 // how many make a rhythm, but at least spinAfter
 	hits  atomic.Uint32 // messages since one was looked for in vain
 	last  atomic.Int64  // time of the last message
+	pays  contest       // whether looking is the faster way now
 }
 
 // Message notes that n bytes came from side for the flow of p.
@@ -62,10 +64,12 @@ func (r *Rhythm[T]) Message(p *T, side Side, n int) {
 		}
 		return
 	}
-	r.last.Store(int64(Now()))
+	now := int64(Now())
+	d := now - r.last.Swap(now)
 	r.owner.Store(p)
 	if r.score.Add(1) > r.enough() {
 		r.hits.Add(1)
+		r.pays.note(Time(d))
 	}
 }
 
@@ -73,7 +77,7 @@ func (r *Rhythm[T]) enough() uint32 { return max(r.need.Load(), spinAfter) }
 
 // Hot reports whether the next message is worth looking for now.
 func (r *Rhythm[T]) Hot() bool {
-	return r.score.Load() > r.enough() && r.hits.Load()%spinRow != 0 && Now()-Time(r.last.Load()) < spinFor
+	return r.score.Load() > r.enough() && r.pays.look() && r.hits.Load()%spinRow != 0 && Now()-Time(r.last.Load()) < spinFor
 }
 
 // Yield lets other goroutines, and other threads that want this CPU, go first. It is what is to be
