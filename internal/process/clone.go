@@ -13,9 +13,10 @@ import (
 )
 
 // keptCaps are the capabilities a translator may need whoever it runs as: to enter and
-// configure the namespace, to bind low ports in it, and to open it by way of /proc.
+// configure the namespace, to bind low ports in it, to open it by way of /proc, and to make do
+// with chroot(2).
 const keptCaps = 1<<unix.CAP_SYS_ADMIN | 1<<unix.CAP_NET_ADMIN |
-	1<<unix.CAP_NET_BIND_SERVICE | 1<<unix.CAP_SYS_PTRACE
+	1<<unix.CAP_NET_BIND_SERVICE | 1<<unix.CAP_SYS_PTRACE | 1<<unix.CAP_SYS_CHROOT
 
 // maxCap is the highest capability a kernel may come to know: numbers beyond the last one it
 // knows are refused, which does no harm.
