@@ -58,8 +58,8 @@ install: all
 
 test: setup static
 	$(GO) test $$($(GO) list ./... | grep -v /tests/)
-	$(GO) test -count=1 ./tests/...
-	$(GO) test -count=1 -race $$($(GO) list ./... | grep -v $(NO_RACE))
+	$(GO) test -count=1 -timeout 20m ./tests/...
+	$(GO) test -count=1 -race -timeout 30m $$($(GO) list ./... | grep -v $(NO_RACE))
 	$(MAKE) fuzz
 
 # Docker, Podman, rootlesskit and what else calls us, with us in their place. These take minutes and

@@ -367,7 +367,8 @@ func (l *launcher) startTranslator(userNS *os.File, files ...*os.File) error {
 // supervise waits for readiness, and for whatever ends the launcher.
 func (l *launcher) supervise() (int, error) {
 	answers := make(chan answer, 1)
-	go func() { answers <- receiveAnswer(int(l.translator.link.Fd())) }()
+	link := int(l.translator.link.Fd()) // which may be closed before there is an answer
+	go func() { answers <- receiveAnswer(link) }()
 
 	exit := l.exit()
 	var commandDone <-chan struct{}

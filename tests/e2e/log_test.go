@@ -278,7 +278,7 @@ NDP/DHCPv6:
 				p.Stop(limit)
 			}
 			if status := p.Status(); status != 0 {
-				t.Fatalf("status %d", status)
+				t.Fatalf("status %d: %s", status, p.Stderr())
 			}
 			if ok, _ := regexp.MatchString(tc.want, p.Stderr()); !ok {
 				t.Errorf("standard error:\n%s\nwant:\n%s", p.Stderr(), tc.want)
