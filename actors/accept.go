@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"net/netip"
+	"time"
 
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
@@ -26,23 +27,98 @@ var (
 // and RemotePort who the peer is for it. Its protocol is filled in.
 //
 // fd belongs to the engine from here on. It is reset if there can be no such flow: a family or
-// protocol that is not carried, addresses nobody can have, a full table, a connection with this key,
-// or an engine that has ended. AcceptTCP may be called by anyone at any time, and does not block.
+// protocol that is not carried, addresses nobody can have, a full table, a connection with this key
+// that does not end within heirTime, or an engine that has ended. AcceptTCP may be called by anyone at any time, and does not block.
 func (e *Engine) AcceptTCP(fd int, k flow.Key) {
 	k.Proto = frame.ProtoTCP
-	err := errNotCarried
-	if peer, ok := sock.Peer(fd); !ok {
-		err = errGone
-	} else if !e.cfg.NoTCP && e.carries(&k) && !frame.IsMulticast(&k.Guest) {
-		_, err = e.start(&k, &e.env.Counters.TCP, func(p *flow.Port) {
-			e.announce(&k, peer, fd)
-			tcp.ServeAccepted(e.env, p, fd, peer)
-		})
+	err := e.acceptTCP(fd, &k)
+	for errors.Is(err, flow.ErrExists) && !e.inherit(fd, &k) {
+		err = e.acceptTCP(fd, &k)
 	}
-	if err != nil {
-		e.refused(&k, err)
-		sock.Reset(fd)
-		unix.Close(fd)
+	if err != nil && !errors.Is(err, flow.ErrExists) {
+		e.refuse(fd, &k, err)
+	}
+}
+
+func (e *Engine) acceptTCP(fd int, k *flow.Key) error {
+	peer, ok := sock.Peer(fd)
+	if !ok {
+		return errGone
+	}
+	if e.cfg.NoTCP || !e.carries(k) || frame.IsMulticast(&k.Guest) {
+		return errNotCarried
+	}
+	key := *k
+	_, err := e.start(k, &e.env.Counters.TCP, func(p *flow.Port) {
+		e.announce(&key, peer, fd)
+		tcp.ServeAccepted(e.env, p, fd, peer)
+	})
+	return err
+}
+
+// refuse resets the accepted connection fd.
+func (e *Engine) refuse(fd int, k *flow.Key, err error) {
+	e.refused(k, err)
+	sock.Reset(fd)
+	unix.Close(fd)
+}
+
+// heirTime is how long an accepted connection waits for the end of the one that has its key: its peer
+// has seen that end, or it could not have used its port again, but our guest may not yet have.
+const heirTime = 3 * time.Second
+
+// inherit has fd be the next connection of k when the present one has ended, if that is soon; fd
+// is reset if not, or if another one waits already. It returns false if there is no present one.
+func (e *Engine) inherit(fd int, k *flow.Key) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.table.Lookup(k) == nil {
+		return false
+	}
+	if _, ok := e.heirs[*k]; ok {
+		e.refuse(fd, k, flow.ErrExists)
+		return true
+	}
+	if e.heirs == nil {
+		e.heirs = make(map[flow.Key]*heir)
+	}
+	h := &heir{fd: fd}
+	key := *k
+	h.timer = time.AfterFunc(heirTime, func() {
+		if e.disinherit(&key, h) {
+			e.refuse(fd, &key, flow.ErrExists)
+		}
+	})
+	e.heirs[key] = h
+	return true
+}
+
+// heir is an accepted connection that waits for the end of another.
+type heir struct {
+	fd    int
+	timer *time.Timer
+}
+
+// disinherit reports whether h was still the heir of k, which it is not any more.
+func (e *Engine) disinherit(k *flow.Key, h *heir) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.heirs[*k] != h {
+		return false
+	}
+	delete(e.heirs, *k)
+	return true
+}
+
+// succeed begins the connection that has waited for the end of k's, if there is one.
+func (e *Engine) succeed(k *flow.Key) {
+	e.mu.Lock()
+	h := e.heirs[*k]
+	delete(e.heirs, *k)
+	e.mu.Unlock()
+	if h != nil {
+		h.timer.Stop()
+		e.AcceptTCP(h.fd, *k)
 	}
 }
 

@@ -732,3 +732,49 @@ func TestAcceptedUDPToMulticast(t *testing.T) {
 		t.Errorf("%x, %v", b.buf[:n], err)
 	}
 }
+
+// TestPeerUsesPortAgainAtOnce: the peer ends a connection and opens the next one from the same port before
+// the guest has seen the end of the first.
+func TestPeerUsesPortAgainAtOnce(t *testing.T) {
+	forFamilies(t, func(t *testing.T, fam family) {
+		b := newBed(t, options{})
+		l := b.guest.listen(t, fam, guestPort)
+		k := key(fam, 4000, guestPort)
+		for i := range scaled(300) {
+			h, fd := hostPair(t, fam, false)
+			b.AcceptTCP(fd, k)
+			g, _, err := l.accept()
+			if err != nil {
+				t.Fatalf("connection %d: %v", i, err)
+			}
+			if err := exchange(g, h, 10, 10, uint64(i)); err != nil {
+				t.Fatalf("connection %d: %v", i, err)
+			}
+		}
+		b.idle()
+	})
+}
+
+// TestPortsUsedTwice: a second connection of the same ports does not harm the first and is reset after a
+// while.
+func TestPortsUsedTwice(t *testing.T) {
+	fam := families[0]
+	b := newBed(t, options{})
+	l := b.guest.listen(t, fam, guestPort)
+	k := key(fam, 4000, guestPort)
+	h, fd := hostPair(t, fam, false)
+	b.AcceptTCP(fd, k)
+	g, _, err := l.accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	h2, fd2 := hostPair(t, fam, false)
+	b.AcceptTCP(fd2, k)
+	h3, fd3 := hostPair(t, fam, false)
+	b.AcceptTCP(fd3, k)
+	wasReset(t, h3)
+	wasReset(t, h2) // it has waited for the first one's end
+	if err := exchange(g, h, 1000, 1000, 1); err != nil {
+		t.Error(err)
+	}
+}

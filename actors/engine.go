@@ -81,6 +81,7 @@ type Engine struct {
 
 	mu    sync.Mutex // between a flow's beginning and the engine's end
 	ended bool       // no more flows
+	heirs map[flow.Key]*heir
 	flows sync.WaitGroup
 }
 
@@ -437,6 +438,7 @@ func (e *Engine) end(p *flow.Port) {
 	if run, ok := p.Left(); ok {
 		e.again(run)
 	}
+	e.succeed(p.Key())
 }
 
 func unicast(a netip.Addr) bool {
