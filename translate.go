@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"io"
 	"net/netip"
 	"os"
 	"runtime"
@@ -157,8 +158,11 @@ func lostLink(err error, log *zap.Logger) error {
 		return process.Failf("Error on listening Unix socket, exiting")
 	}
 	log.Debug("The tap has failed", zap.Error(err))
-	if errors.Is(err, tapio.ErrGone) {
+	switch {
+	case errors.Is(err, tapio.ErrGone), errors.Is(err, io.EOF):
 		return process.Failf("EOF on tap device, exiting")
+	case errors.Is(err, tapio.ErrWrite):
+		return process.Failf("Write error on tap device, exiting")
 	}
 	return process.Failf("Error on tap device, exiting")
 }

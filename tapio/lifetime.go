@@ -37,3 +37,6 @@ func (l *lifetime) end() bool {
 		}
 	}
 }
+
+// ended reports whether end was called.
+func (l *lifetime) ended() bool { return l.calls.Load() < 0 }

@@ -24,7 +24,7 @@ import (
 type Link interface {
 	// Read waits for a frame and copies it to b, which has room for frame.MaxFrame bytes; a longer
 	// frame is cut off. It returns the number of bytes with the virtio_net_hdr. ErrGone means that
-	// the guest's side was removed.
+	// the guest's side was removed, ErrWrite that a write has found the link of no use.
 	Read(b []byte) (int, error)
 
 	// TryRead is Read, but returns 0, nil when no frame is waiting.
@@ -32,7 +32,7 @@ type Link interface {
 
 	// Write sends the frame b. It never waits: a frame that the link cannot take now, or will
 	// never take, is lost and the error is ErrDropped (or one that wraps it). All other errors
-	// mean that the link is of no use any more.
+	// mean that the link is of no use any more, which reading it then says as well.
 	Write(b []byte) error
 
 	// Close ends the link.
@@ -57,6 +57,9 @@ var (
 	// ErrRefused is returned by Write for a frame that the link will not take, whenever it is
 	// sent: its length or its virtio_net_hdr is impossible. It wraps ErrDropped.
 	ErrRefused = fmt.Errorf("%w: malformed", ErrDropped)
+
+	// ErrWrite is what such an error of a device wraps that is still there.
+	ErrWrite = errors.New("write tap")
 
 	// ErrGone is what Read and Write errors wrap when the guest's side of the link does not exist
 	// any more: the interface was deleted.

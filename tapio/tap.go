@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"sync/atomic"
 	"syscall"
 	"time"
 	"unsafe"
@@ -170,7 +171,12 @@ type queue struct {
 	errno unix.Errno
 
 	writeRaw func([]byte) error // the method write, bound once
+
+	failure atomic.Pointer[writeFailure] // of the write that has found the device unusable
 }
+
+// writeFailure is the error of a write. The reader is told, since writers are not the ones to end a link.
+type writeFailure struct{ err error }
 
 func (q *queue) open(name string, flags uint16, without Features) error {
 	ifr, err := unix.NewIfreq(name)
@@ -350,6 +356,9 @@ func (q *queue) TryRead(b []byte) (int, error) {
 	}
 	n, errno := q.read(b)
 	q.leave()
+	if f := q.failure.Load(); f != nil {
+		return 0, f.err
+	}
 	if errno == unix.EAGAIN {
 		return 0, nil
 	}
@@ -366,8 +375,11 @@ func (q *queue) Read(b []byte) (int, error) {
 	q.buf = nil
 	q.leave()
 	if err != nil {
+		if f := q.failure.Load(); f != nil && !q.life.ended() {
+			return 0, f.err
+		}
 		if errors.Is(err, os.ErrDeadlineExceeded) {
-			return 0, os.ErrClosed // nobody but Close sets a deadline
+			return 0, os.ErrClosed // by Close
 		}
 		return 0, fmt.Errorf("read tap %q: %w", q.name, err)
 	}
@@ -410,9 +422,20 @@ func (q *queue) write(b []byte) error {
 		// EIO: the interface is down. The others: no memory or no room now.
 		return ErrDropped
 	case unix.EINVAL, unix.EMSGSIZE:
-		return ErrRefused
+		return ErrRefused // that frame is at fault, not the device
+	case unix.EBADFD:
+		return fmt.Errorf("write tap %q: %w", q.name, gone(errno)) // that wakes the reader, too
 	}
-	return fmt.Errorf("write tap %q: %w", q.name, gone(errno))
+	return q.fail(fmt.Errorf("%w %q: %w", ErrWrite, q.name, errno))
+}
+
+// fail has the reader end with err, that of a write, and returns it.
+func (q *queue) fail(err error) error {
+	if q.failure.CompareAndSwap(nil, &writeFailure{err}) && q.enter() {
+		q.file.SetReadDeadline(time.Unix(1, 0)) // wakes the reader, or finds it before it waits
+		q.leave()
+	}
+	return err
 }
 
 // gone gives errno a meaning: EBADFD is a queue whose interface was deleted.
