@@ -56,7 +56,8 @@ func TestRandomConnections(t *testing.T) {
 		// An answer is lost if it or the question is: so much in both directions together.
 		lose, there := 0.2*rnd.Float64(), rnd.Float64()
 		faults := func(share float64) tapio.Faults {
-			return tapio.Faults{Lose: lose * share, Duplicate: 0.2 * rnd.Float64(), Reorder: 0.2 * rnd.Float64(), Seed: rnd.Uint64()}
+			return tapio.Faults{Lose: lose * share, Duplicate: 0.2 * rnd.Float64(), Reorder: 0.2 * rnd.Float64(),
+				Delay: 0.2 * rnd.Float64(), Seed: rnd.Uint64()}
 		}
 		out, in := faults(there), faults(1-there)
 		mtu := []int{1280, 1500, 9000}[rnd.IntN(3)]

@@ -11,8 +11,12 @@ import (
 	"fusilli/tapio/frame"
 )
 
-// reorderDelay is how long a frame that is to be overtaken waits for one that overtakes it.
-const reorderDelay = 2 * time.Millisecond
+const (
+	// reorderDelay is how long a frame that is to be overtaken waits for one that overtakes it.
+	reorderDelay = 2 * time.Millisecond
+	// longestDelay is how late a frame that is delayed is at most, whatever overtakes it.
+	longestDelay = 20 * time.Millisecond
+)
 
 // PipeOptions say how the two ends of a pipe behave. The zero value is a perfect link that carries
 // every frame as it is.
@@ -29,8 +33,8 @@ type PipeOptions struct {
 // Faults are probabilities, from 0 to 1 each, for what happens to a frame on its way. With the same
 // seed and the same frames the same happens.
 type Faults struct {
-	Lose, Duplicate, Reorder float64
-	Seed                     uint64
+	Lose, Duplicate, Reorder, Delay float64
+	Seed                            uint64
 }
 
 // End is one end of a pipe, a Link.
@@ -78,7 +82,7 @@ func Pipe(o PipeOptions) (a, b *End) {
 
 func newDirection(queue int, without Features, f Faults) *direction {
 	d := &direction{frames: make(chan *buffer, queue), have: allFeatures &^ without, faults: f}
-	if f.Lose > 0 || f.Duplicate > 0 || f.Reorder > 0 {
+	if f.Lose > 0 || f.Duplicate > 0 || f.Reorder > 0 || f.Delay > 0 {
 		d.rnd = rand.New(rand.NewPCG(f.Seed, 0))
 	}
 	return d
@@ -179,6 +183,10 @@ func (e *End) send(b []byte) error {
 		g := e.buffers.Get().(*buffer)
 		g.n = copy(g.b[:], b)
 		e.queue(g)
+	}
+	if d.faults.Delay > 0 && d.rnd.Float64() < d.faults.Delay {
+		time.AfterFunc(time.Duration(d.rnd.Float64()*float64(longestDelay)), func() { e.queue(f) })
+		return nil
 	}
 	if late < d.faults.Reorder && d.held == nil {
 		d.held = f

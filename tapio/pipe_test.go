@@ -153,6 +153,39 @@ func TestPipeFaults(t *testing.T) {
 	}
 }
 
+func TestPipeDelays(t *testing.T) {
+	const frames = 1000
+	synctest.Test(t, func(t *testing.T) {
+		a, b := Pipe(PipeOptions{FaultsToB: Faults{Delay: 0.5, Seed: 3}})
+		defer a.Close()
+		defer b.Close()
+		for i := range frames {
+			if err := a.Write(numbered(i)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		buf := make([]byte, frame.MaxFrame)
+		count := func() (n, late int) {
+			high := -1
+			for k, _ := b.TryRead(buf); k != 0; k, _ = b.TryRead(buf) {
+				n++
+				if number(buf) < high {
+					late++
+				}
+				high = max(high, number(buf))
+			}
+			return n, late
+		}
+		if n, late := count(); n < frames*4/10 || n > frames*6/10 || late != 0 {
+			t.Errorf("%d of %d frames at once, %d of them late", n, frames, late)
+		}
+		time.Sleep(longestDelay) // virtual
+		if n, late := count(); n < frames*4/10 || n > frames*6/10 || late < n/2 {
+			t.Errorf("%d of %d frames later, %d of them out of order", n, frames, late)
+		}
+	})
+}
+
 func TestPipeWithout(t *testing.T) {
 	a, b := Pipe(PipeOptions{WithoutToB: VnetHeader})
 	defer a.Close()
