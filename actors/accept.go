@@ -50,7 +50,7 @@ func (e *Engine) acceptTCP(fd int, k *flow.Key) error {
 	}
 	key := *k
 	_, err := e.start(k, &e.env.Counters.TCP, func(p *flow.Port) {
-		e.announce(&key, peer, fd)
+		defer e.announce(&key, peer, fd).End()
 		tcp.ServeAccepted(e.env, p, fd, peer)
 	})
 	return err
@@ -143,7 +143,7 @@ func (e *Engine) AcceptUDP(fd int, k flow.Key, first [][]byte) {
 			kept[i] = bytes.Clone(d)
 		}
 		_, err = e.start(&k, &e.env.Counters.UDP, func(p *flow.Port) {
-			e.announce(&k, peer, fd)
+			defer e.announce(&k, peer, fd).End()
 			udp.ServeAccepted(e.env, p, fd, peer, kept)
 		})
 	}
@@ -168,11 +168,12 @@ func (e *Engine) carries(k *flow.Key) bool {
 }
 
 // announce tells of the flow k that peer has begun with the socket fd.
-func (e *Engine) announce(k *flow.Key, peer netip.AddrPort, fd int) {
-	if e.cfg.Announce.On() {
-		local, _ := sock.Local(fd)
-		e.cfg.Announce.FromHost(k, peer, local)
+func (e *Engine) announce(k *flow.Key, peer netip.AddrPort, fd int) *flow.Announced {
+	if !e.cfg.Announce.On() {
+		return nil
 	}
+	local, _ := sock.Local(fd)
+	return e.cfg.Announce.FromHost(k, peer, local)
 }
 
 func (e *Engine) refused(k *flow.Key, err error) {

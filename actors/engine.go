@@ -36,7 +36,7 @@ type Config struct {
 	Gate tapio.Gate // Link's, if it has one
 	Log  *zap.Logger
 
-	Announce *flow.Announcer // nil: flows begin silently
+	Announce *flow.Announcer // nil: flows come and go silently
 
 	OurMAC   frame.MAC // source of all frames to the guest
 	GuestMAC frame.MAC // destination until the guest has sent a frame
@@ -383,6 +383,13 @@ func (e *Engine) create(k *flow.Key, b []byte, pkt *frame.Packet) *flow.Port {
 		}
 		serve = func(p *flow.Port) { icmp.Serve(e.env, p, &e.cfg.Host, host.Addr()) }
 	}
+	if e.cfg.Announce.On() {
+		silent := serve
+		serve = func(p *flow.Port) {
+			defer e.cfg.Announce.FromGuest(p.Key(), host).End()
+			silent(p)
+		}
+	}
 	p, err := e.start(k, made, serve)
 	switch {
 	case errors.Is(err, flow.ErrExists):
@@ -393,7 +400,6 @@ func (e *Engine) create(k *flow.Key, b []byte, pkt *frame.Packet) *flow.Port {
 	case err != nil:
 		return drop
 	}
-	e.cfg.Announce.FromGuest(k, host)
 	return p
 }
 

@@ -46,7 +46,7 @@ func (s *Splicer) UDP(fd int, to Side, src, dst netip.AddrPort, first [][]byte) 
 	src = netip.AddrPortFrom(src.Addr().Unmap(), src.Port())
 	dst = netip.AddrPortFrom(dst.Addr().Unmap(), dst.Port())
 	s.start(&s.counters.UDP, func() { closeFD(fd) }, func(w *watch) {
-		s.announce(frame.ProtoUDP, fd, to, dst)
+		defer s.announce(frame.ProtoUDP, fd, to, dst).End()
 		s.serveUDP(w, fd, to, src, dst, first)
 	})
 }

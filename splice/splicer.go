@@ -36,7 +36,7 @@ const (
 // Config says how a Splicer works.
 type Config struct {
 	Log *zap.Logger
-	// Announce tells of flows that begin; nil: nobody does.
+	// Announce tells of flows that begin and end; nil: nobody does.
 	Announce *flow.Announcer
 	// InNamespace runs a function on a thread in the guest's network namespace and returns what that
 	// returns. The function does not wait. Any goroutine may call it.
@@ -143,18 +143,19 @@ func (s *Splicer) TCP(fd int, to Side, dst netip.AddrPort) {
 		closeFD(fd)
 	}
 	s.start(&s.counters.TCP, refuse, func(w *watch) {
-		s.announce(frame.ProtoTCP, fd, to, dst)
+		defer s.announce(frame.ProtoTCP, fd, to, dst).End()
 		s.serve(w, fd, to, dst)
 	})
 }
 
 // announce tells of a flow that somebody has begun with the socket fd.
-func (s *Splicer) announce(proto uint16, fd int, to Side, dst netip.AddrPort) {
-	if s.cfg.Announce.On() {
-		peer, _ := sock.Peer(fd)
-		local, _ := sock.Local(fd)
-		s.cfg.Announce.Spliced(proto, to == Namespace, peer, local, dst)
+func (s *Splicer) announce(proto uint16, fd int, to Side, dst netip.AddrPort) *flow.Announced {
+	if !s.cfg.Announce.On() {
+		return nil
 	}
+	peer, _ := sock.Peer(fd)
+	local, _ := sock.Local(fd)
+	return s.cfg.Announce.Spliced(proto, to == Namespace, peer, local, dst)
 }
 
 // start counts a flow and runs serve in a goroutine with a watch of its own, or else calls refuse.

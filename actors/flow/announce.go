@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"strconv"
 	"sync/atomic"
+	"time"
 
 	"go.uber.org/zap"
 
@@ -17,11 +18,27 @@ const (
 	sideNamespace = "SPLICE" // socket to socket
 )
 
-// Announcer logs the flows that begin, at debug level, in a form that people know, and numbers them.
-// It costs nothing at other levels, and a nil one is silent. Its methods may be called side by side.
+// Announcer logs the flows that begin and end, at debug level, in a form that people know, and numbers
+// them. It costs nothing at other levels, and a nil one is silent. Its methods may be called side by
+// side.
 type Announcer struct {
 	log    *zap.Logger
 	number atomic.Uint64
+}
+
+// Announced is a flow whose beginning was logged; nil is one of those that are not. It belongs to the
+// flow.
+type Announced struct {
+	log  *zap.Logger
+	name string
+	at   time.Time
+}
+
+// End tells of the flow's end.
+func (f *Announced) End() {
+	if f != nil {
+		f.log.Debug(f.name + ": ended after " + time.Since(f.at).Round(time.Microsecond).String())
+	}
 }
 
 // NewAnnouncer returns an announcer that logs to log.
@@ -31,26 +48,28 @@ func NewAnnouncer(log *zap.Logger) *Announcer { return &Announcer{log: log} }
 func (a *Announcer) On() bool { return a != nil && a.log.Core().Enabled(zap.DebugLevel) }
 
 // FromGuest tells of the flow k, as the guest sees it, that goes to host.
-func (a *Announcer) FromGuest(k *Key, host netip.AddrPort) {
-	if a.On() {
-		guest, remote := ofGuest(k)
-		a.tell(typeOf(k), ends(sideTap, guest, remote), ends(sideHost, unspecified(host), host))
+func (a *Announcer) FromGuest(k *Key, host netip.AddrPort) *Announced {
+	if !a.On() {
+		return nil
 	}
+	guest, remote := ofGuest(k)
+	return a.tell(typeOf(k), ends(sideTap, guest, remote), ends(sideHost, unspecified(host), host))
 }
 
 // FromHost tells of the flow k, as the guest sees it, that peer has begun with our address local.
-func (a *Announcer) FromHost(k *Key, peer, local netip.AddrPort) {
-	if a.On() {
-		guest, remote := ofGuest(k)
-		a.tell(typeOf(k), ends(sideHost, peer, local), ends(sideTap, remote, guest))
+func (a *Announcer) FromHost(k *Key, peer, local netip.AddrPort) *Announced {
+	if !a.On() {
+		return nil
 	}
+	guest, remote := ofGuest(k)
+	return a.tell(typeOf(k), ends(sideHost, peer, local), ends(sideTap, remote, guest))
 }
 
 // Spliced tells of a flow from socket to socket that peer has begun with our address local, and that
 // goes to dst: into the namespace, or out of it. proto is frame.ProtoTCP or frame.ProtoUDP.
-func (a *Announcer) Spliced(proto uint16, inwards bool, peer, local, dst netip.AddrPort) {
+func (a *Announcer) Spliced(proto uint16, inwards bool, peer, local, dst netip.AddrPort) *Announced {
 	if !a.On() {
-		return
+		return nil
 	}
 	kind := typeOf(&Key{Proto: proto})
 	if proto == frame.ProtoTCP {
@@ -60,12 +79,14 @@ func (a *Announcer) Spliced(proto uint16, inwards bool, peer, local, dst netip.A
 	if inwards {
 		from, to = to, from
 	}
-	a.tell(kind, ends(from, peer, local), ends(to, unspecified(dst), dst))
+	return a.tell(kind, ends(from, peer, local), ends(to, unspecified(dst), dst))
 }
 
-func (a *Announcer) tell(kind, from, to string) {
-	number := strconv.FormatUint(a.number.Add(1)-1, 10)
-	a.log.Debug("Flow " + number + " (" + kind + "): " + from + " => " + to)
+func (a *Announcer) tell(kind, from, to string) *Announced {
+	f := &Announced{log: a.log, at: time.Now()}
+	f.name = "Flow " + strconv.FormatUint(a.number.Add(1)-1, 10) + " (" + kind + ")"
+	a.log.Debug(f.name + ": " + from + " => " + to)
+	return f
 }
 
 // ofGuest returns both ends of a flow as the guest sees them.

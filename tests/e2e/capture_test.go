@@ -66,75 +66,83 @@ func dissect(t *testing.T, path, far string) []dissected {
 	return all
 }
 
-// What a capture shows of a transfer in both directions is the transfer, to the byte.
+// What a capture shows of a transfer in both directions is the transfer, to the byte: of a namespace's tap
+// and of a virtual machine's socket.
 func TestCaptureOfATransfer(t *testing.T) {
 	t.Parallel()
 	if _, err := exec.LookPath("tshark"); err != nil {
 		t.Skip("no tshark")
 	}
 	const mib = 2 << 20
-	for _, mtu := range []int{65520, 1500} {
-		for _, f := range families {
-			t.Run(fmt.Sprintf("%s, MTU %d", f.name, mtu), func(t *testing.T) {
-				path := filepath.Join(scratch(t), "pcap")
-				c := connect(t, newBed(t, defaultBed), "-p", path, "-m", strconv.Itoa(mtu))
-				c.transfer(t, f.far, both, 1, mib)
-				// A row of datagrams.
-				l, err := c.Far.ListenPacket("udp", net.JoinHostPort(f.far, "0"))
-				if err != nil {
-					t.Fatal(err)
-				}
-				defer l.Close()
-				u, err := c.target.Dial(patience(t, limit), "udp", l.LocalAddr().String())
-				if err != nil {
-					t.Fatal(err)
-				}
-				defer u.Close()
-				buf := make([]byte, 2000)
-				for range 20 {
-					if _, err := u.Write(buf[:1000]); err != nil {
+	for _, vm := range []bool{false, true} {
+		for _, mtu := range []int{65520, 1500} {
+			for _, f := range families {
+				t.Run(fmt.Sprintf("machine %t, %s, MTU %d", vm, f.name, mtu), func(t *testing.T) {
+					path := filepath.Join(scratch(t), "pcap")
+					var c *connection
+					if b := newBed(t, defaultBed); vm {
+						c = connectVM(t, b, mtu, "-p", path)
+					} else {
+						c = connect(t, b, "-p", path, "-m", strconv.Itoa(mtu))
+					}
+					c.transfer(t, f.far, both, 1, mib)
+					// A row of datagrams.
+					l, err := c.Far.ListenPacket("udp", net.JoinHostPort(f.far, "0"))
+					if err != nil {
 						t.Fatal(err)
 					}
-					l.SetReadDeadline(time.Now().Add(limit))
-					n, from, err := l.ReadFrom(buf)
-					if err != nil || n != 1000 {
-						t.Fatal(n, err)
+					defer l.Close()
+					u, err := c.target.Dial(patience(t, limit), "udp", l.LocalAddr().String())
+					if err != nil {
+						t.Fatal(err)
 					}
-					for range 3 {
-						l.WriteTo(buf[:500], from)
-					}
-					for range 3 {
-						u.SetReadDeadline(time.Now().Add(limit))
-						if _, err := io.ReadAtLeast(u, buf, 500); err != nil {
+					defer u.Close()
+					buf := make([]byte, 2000)
+					for range 20 {
+						if _, err := u.Write(buf[:1000]); err != nil {
 							t.Fatal(err)
 						}
+						l.SetReadDeadline(time.Now().Add(limit))
+						n, from, err := l.ReadFrom(buf)
+						if err != nil || n != 1000 {
+							t.Fatal(n, err)
+						}
+						for range 3 {
+							l.WriteTo(buf[:500], from)
+						}
+						for range 3 {
+							u.SetReadDeadline(time.Now().Add(limit))
+							if _, err := io.ReadAtLeast(u, buf, 500); err != nil {
+								t.Fatal(err)
+							}
+						}
 					}
-				}
-				if status := c.proc.Stop(limit); status != 0 {
-					t.Errorf("status %d", status)
-				}
+					if status := c.proc.Stop(limit); status != 0 {
+						t.Errorf("status %d", status)
+					}
 
-				bytes := make(map[bool]int) // by direction
-				datagrams := make(map[bool]int)
-				for _, p := range dissect(t, path, f.far) {
-					if p.len > mtu+14 {
-						t.Fatalf("packet of %d bytes on a link of %d", p.len, mtu)
+					bytes := make(map[bool]int) // by direction
+					datagrams := make(map[bool]int)
+					for _, p := range dissect(t, path, f.far) {
+						if p.len > mtu+14 {
+							t.Fatalf("packet of %d bytes on a link of %d", p.len, mtu)
+						}
+						if p.size > 0 {
+							bytes[p.far] = max(bytes[p.far], p.seq-1+p.size)
+						}
+						switch {
+						case p.udp == 8+1000 && !p.far, p.udp == 8+500 && p.far:
+							datagrams[p.far]++
+						}
 					}
-					if p.size > 0 {
-						bytes[p.far] = max(bytes[p.far], p.seq-1+p.size)
+					if bytes[false] != mib+1 || bytes[true] != mib { // one byte more is the stream's number
+						t.Errorf("%d bytes out and %d in, want %d and %d", bytes[false], bytes[true], mib+1, mib)
 					}
-					switch {
-					case p.udp == 8+1000 && !p.far, p.udp == 8+500 && p.far:
-						datagrams[p.far]++
+					if datagrams[false] != 20 || datagrams[true] != 60 {
+						t.Errorf("%d datagrams out and %d in, want 20 and 60", datagrams[false], datagrams[true])
 					}
-				}
-				if bytes[false] != mib+1 || bytes[true] != mib { // one byte more is the stream's number
-					t.Errorf("%d bytes out and %d in, want %d and %d", bytes[false], bytes[true], mib+1, mib)
-				}
-				if datagrams[false] != 20 || datagrams[true] != 60 {
-					t.Errorf("%d datagrams out and %d in, want 20 and 60", datagrams[false], datagrams[true])
-				}
-			})
+				})
+			}
 		}
 	}
 }

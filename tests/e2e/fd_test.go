@@ -23,13 +23,13 @@ func ownTap(t *testing.T, ns *bed.NS, mode int) *os.File {
 		if err != nil {
 			return err
 		}
-		f = os.NewFile(uintptr(fd), "tap")
 		ifr, err := unix.NewIfreq("own0")
-		if err != nil {
-			return err
+		if err == nil {
+			ifr.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI)
+			err = unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr)
 		}
-		ifr.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI)
-		return unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr)
+		f = os.NewFile(uintptr(fd), "tap") // not before: what is no tap yet cannot be waited for
+		return err
 	})
 	if err != nil {
 		t.Fatal(err)
