@@ -83,6 +83,8 @@ func translate(ctx context.Context, cfg *config.Config, env *process.Env, log *z
 	if stream != nil {
 		stream.OnConnect(engine.Greet)
 	}
+	nb := openNeighbours(cfg, host, log)
+	defer nb.close()
 	ports, err := listen(cfg, host, env, table, engine, ec.Announce, ec.Limit, log)
 	if err != nil {
 		link.Close()
@@ -102,7 +104,7 @@ func translate(ctx context.Context, cfg *config.Config, env *process.Env, log *z
 		engine.Greet() // the namespace is up from the beginning
 	}
 	watch.start(append(flowCounts(engine.Counters()), spliceCounts(ports.splicer)...))
-	err = ports.together(ctx, engine.Run)
+	err = ports.together(ctx, func(ctx context.Context) error { return nb.beside(ctx, engine) })
 	dumpCounts(log, engine.Counters(), ports.splicer)
 	return lostLink(err, log)
 }
@@ -272,6 +274,7 @@ func responder(cfg *config.Config, host *autodetect.Host, dns *autodetect.DNS) n
 		MAC: frame.MAC(cfg.MAC), MTU: cfg.MTU,
 		Guest4: addr(host.V4.Address), Our4: addr(host.V4.Gateway), Prefix: addr(host.V6.Address),
 		Managed: true, NoRA: !cfg.RA,
+		Neighbours: neighbourTable(cfg, host),
 	}
 	_, v6, search := announced(cfg, dns)
 	r.Resolvers, r.Search = v6, searchList(search)

@@ -58,7 +58,8 @@ func (a *adverts) next() time.Duration {
 func (e *Engine) advertise(d time.Duration) {
 	buf := e.env.Buffer()
 	defer e.env.PutBuffer(buf)
-	n := e.cfg.Neigh.Announce(buf[:])
+	r := e.responder()
+	n := r.Announce(buf[:])
 	if n > 0 && e.env.Link.Write(buf[:n]) == nil {
 		e.cfg.Log.Info(fmt.Sprintf("NDP: sending unsolicited RA, next in %ds", d/time.Second))
 	}

@@ -38,7 +38,7 @@ type Config struct {
 
 	Announce *flow.Announcer // nil: flows come and go silently
 
-	OurMAC   frame.MAC // source of all frames to the guest
+	OurMAC   frame.MAC // source of frames to the guest
 	GuestMAC frame.MAC // destination until the guest has sent a frame
 	MTU      int       // of the link, in bytes of IP packet; 0: not known
 
@@ -76,6 +76,7 @@ type Engine struct {
 
 	services services
 	adverts  adverts
+	greeted  atomic.Bool // the guest was
 	full     atomic.Bool // the table is full, and that was logged
 	seen     seen
 
@@ -114,6 +115,9 @@ func New(cfg Config) *Engine {
 	}
 	e.env.SetGuestMAC(cfg.GuestMAC)
 	e.env.Present = e.present
+	if t := cfg.Neigh.Neighbours; t != nil {
+		e.env.MACOf = t.Lookup
+	}
 	if cfg.Gate != nil {
 		e.env.Gate = cfg.Gate
 		cfg.Gate.OnRoom(e.env.Room)

@@ -2,9 +2,10 @@ package actors
 
 // Greet asks the guest for the link-layer address of the addresses it should have. Its answers show
 // the reader where frames are to go; a guest that was there before need not send anything first. From
-// then on router advertisements are sent also without being asked for, now and then. It may be called
-// by anyone from New on.
+// then on router advertisements are sent also without being asked for, now and then, and it is told of new
+// neighbours. It may be called by anyone from New on.
 func (e *Engine) Greet() {
+	e.greeted.Store(true)
 	buf := e.env.Buffer()
 	defer e.env.PutBuffer(buf)
 	send := func(n int) {
@@ -12,12 +13,13 @@ func (e *Engine) Greet() {
 			e.env.Counters.LinkDropped.Add(1)
 		}
 	}
+	r := e.responder()
 	if e.cfg.V4 {
-		send(e.cfg.Neigh.AskARP(buf[:]))
+		send(r.AskARP(buf[:]))
 	}
 	if e.cfg.V6 {
-		send(e.cfg.Neigh.AskNDP(buf[:]))
-		if !e.cfg.Neigh.NoRA {
+		send(r.AskNDP(buf[:]))
+		if !r.NoRA {
 			e.adverts.greeted()
 		}
 	}

@@ -136,13 +136,24 @@ func (e *Engine) send(b []byte) {
 	}
 }
 
+// responder returns what answers about the link now: the IPv6 address that the guest is assigned may be
+// one that it was seen with.
+func (e *Engine) responder() neigh.Responder {
+	r := e.cfg.Neigh
+	if a := e.Rules().Assigned6; a.IsValid() {
+		r.Prefix = a.As16()
+	}
+	return r
+}
+
 func (e *Engine) answerNeigh(v *flow.View, pkt *frame.Packet, out []byte) int {
 	n := 0
 	switch {
 	case pkt.Kind == frame.ARP && e.cfg.V4:
 		n = e.cfg.Neigh.ARP(v.Frame, out)
 	case pkt.Kind == frame.NDP && e.cfg.V6:
-		if n = e.cfg.Neigh.NDP(pkt, v.Frame, out); n > 0 {
+		r := e.responder()
+		if n = r.NDP(pkt, v.Frame, out); n > 0 {
 			line := "NDP: received NS, sending NA"
 			if v.Frame[pkt.L4] == neigh.RouterSolicitation {
 				line = "NDP: received RS, sending RA"

@@ -26,7 +26,7 @@ type Env struct {
 	Link tapio.Link
 	Log  *zap.Logger
 
-	OurMAC frame.MAC // source of all frames to the guest
+	OurMAC frame.MAC // source of frames to the guest
 	MTU    int       // of the guest's link, bytes of IP packet
 
 	// Fragment has packets longer than MTU go as fragments: the guest's device takes none.
@@ -38,6 +38,10 @@ type Env struct {
 	// Present returns the address by which the guest knows an address of the host's network, and
 	// whether it knows it at all; nil: all are known as they are. It may be called by anyone.
 	Present func(netip.Addr) (netip.Addr, bool)
+
+	// MACOf returns the Ethernet address that frames from an address come from, as the guest knows it;
+	// nil: all come from OurMAC. It may be called by anyone.
+	MACOf func(*frame.Addr) frame.MAC
 
 	// SYNRetries is how often the SYN of a connection that the host asks for is repeated, and
 	// SYNLinear how many of those come a second apart, before the time between them doubles.
@@ -97,6 +101,15 @@ type Counters struct {
 func (e *Env) GuestMAC() frame.MAC {
 	v := e.guestMAC.Load()
 	return frame.MAC{byte(v >> 40), byte(v >> 32), byte(v >> 24), byte(v >> 16), byte(v >> 8), byte(v)}
+}
+
+// SourceMAC returns the Ethernet address that frames from a come from. A flow asks when it has its first
+// frame to send, by when the host's kernel has found out, and keeps to that.
+func (e *Env) SourceMAC(a *frame.Addr) frame.MAC {
+	if e.MACOf == nil {
+		return e.OurMAC
+	}
+	return e.MACOf(a)
 }
 
 // SetGuestMAC makes m the destination of frames to the guest and reports whether that is a change.

@@ -64,6 +64,7 @@ type conn struct {
 
 	hops, tos uint8 // of requests
 
+	from   frame.MAC // where replies come from, once there was one
 	failed bool
 	warned bool // that a request was not sent
 	last   int  // sequence number of the last reply; -1: none, or requested again
@@ -224,7 +225,10 @@ func (c *conn) reply(buf *[flow.BufferSize]byte, n int, hops uint8) {
 	binary.BigEndian.PutUint16(msg[2:], frame.Checksum(msg, pseudo))
 	b := buf[flow.Headroom-hlen-frame.L3Off:]
 	frame.PutVnet(b, frame.Vnet{})
-	frame.PutEth(b, c.env.GuestMAC(), c.env.OurMAC, etherType)
+	if c.from == (frame.MAC{}) {
+		c.from = c.env.SourceMAC(&k.Remote)
+	}
+	frame.PutEth(b, c.env.GuestMAC(), c.from, etherType)
 	frame.PutIP(b[frame.L3Off:], &ip)
 	c.write(b[:frame.Pad(b, frame.L3Off+hlen+n)])
 }

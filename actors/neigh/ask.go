@@ -14,15 +14,21 @@ func (r *Responder) AskARP(out []byte) int {
 	}
 	frame.PutVnet(out, frame.Vnet{})
 	frame.PutEth(out, frame.Broadcast, r.MAC, frame.EtherARP)
+	return putARP(out, r.MAC, &r.Our4, frame.Broadcast, &r.Guest4)
+}
+
+// putARP writes an ARP request from one to another, behind the Ethernet header of out, and returns the
+// frame's length. What is no IPv4 address is 0.0.0.0.
+func putARP(out []byte, fromMAC frame.MAC, from *frame.Addr, toMAC frame.MAC, to *frame.Addr) int {
 	a := out[frame.L3Off:]
 	binary.BigEndian.PutUint64(a, 0x0001_0800_0604_0001)
-	copy(a[8:], r.MAC[:])
+	copy(a[8:], fromMAC[:])
 	clear(a[14:18])
-	if frame.Is4(&r.Our4) {
-		copy(a[14:18], r.Our4[12:])
+	if frame.Is4(from) {
+		copy(a[14:18], from[12:])
 	}
-	copy(a[18:], frame.Broadcast[:])
-	copy(a[24:28], r.Guest4[12:])
+	copy(a[18:], toMAC[:])
+	copy(a[24:28], to[12:])
 	return frame.Pad(out, frame.L3Off+frame.ARPLen)
 }
 

@@ -1,10 +1,14 @@
 // Package neigh answers what a guest's network stack asks its link before it sends anything: ARP
 // (RFC 826), neighbour solicitation and router solicitation (RFC 4861).
 //
-// For the guest, every address but its own is behind the translator, so every question is answered
-// with the same Ethernet address, and there is no state: a Responder is a few values, and a reply
-// is computed from the question alone. Nothing is learned or cached, and nothing is
-// allocated, so that a flood of questions costs no more than its frames.
+// For the guest, every address but its own is behind the translator, so every question is answered,
+// whoever is there: a Responder is a few values, and a reply is computed from the question alone.
+// Nothing is learned from the guest or cached, and nothing is allocated, so that a flood of questions
+// costs no more than its frames.
+//
+// The answer is our own Ethernet address, or, so that the guest can tell the stations of its link
+// apart, the one that the host's neighbour of that address has: a Table of these is kept up to date by
+// whoever watches the host. It makes no difference to where frames go.
 package neigh
 
 import (
@@ -67,10 +71,12 @@ var (
 )
 
 // Responder is the other side of the guest's link. Its fields are set before the first use and not
-// changed any more; then any number of goroutines may use it.
+// changed any more; then any number of goroutines may use it, and copies of it.
 type Responder struct {
-	// MAC is our Ethernet address, the answer to every question.
+	// MAC is our Ethernet address, the answer to every question that Neighbours knows no other for.
 	MAC frame.MAC
+	// Neighbours are the stations that have Ethernet addresses of their own; nil: nobody has.
+	Neighbours *Table
 	// Guest4 is the guest's IPv4 address. ARP requests for it are not ours to answer: they are the
 	// guest's own check whether somebody else has it (RFC 5227).
 	Guest4 frame.Addr
@@ -124,7 +130,9 @@ func (r *Responder) ARP(in, out []byte) int {
 	frame.PutEth(out, src, r.MAC, frame.EtherARP)
 	a := out[frame.L3Off:]
 	binary.BigEndian.PutUint64(a, 0x0001_0800_0604_0002)
-	copy(a[8:], r.MAC[:])
+	of := frame.Addr4(to)
+	mac := r.macOf(&of)
+	copy(a[8:], mac[:])
 	copy(a[14:], to[:])
 	copy(a[18:28], q[8:18])
 	return frame.Pad(out, frame.L3Off+frame.ARPLen)
@@ -170,13 +178,18 @@ func (r *Responder) advertise(p *frame.Packet, m []byte, src frame.MAC, out []by
 	if p.Src == (frame.Addr{}) {
 		return 0
 	}
+	// Router, solicited, override.
+	return r.putAdvert(out, 0xe0, &target, r.macOf(&target), src, &p.Src)
+}
+
+// putAdvert writes a neighbour advertisement (RFC 4861, 4.4) to out and returns its length.
+func (r *Responder) putAdvert(out []byte, flags uint8, target *frame.Addr, of, mac frame.MAC, dst *frame.Addr) int {
 	a := out[frame.L3Off+frame.IPv6Len:]
 	clear(a[:8])
-	a[0] = neighbourAdvert
-	a[4] = 0xe0 // router, solicited, override
+	a[0], a[4] = neighbourAdvert, flags
 	copy(a[8:], target[:])
-	putLLAddr(a[nsLen:], optTargetLLAddr, r.MAC)
-	return r.finish(out, nsLen+lladdrLen, src, &p.Src)
+	putLLAddr(a[nsLen:], optTargetLLAddr, of)
+	return r.finish(out, nsLen+lladdrLen, mac, dst)
 }
 
 // route replies to the router solicitation m (RFC 4861, 6.1.1 and 6.2.6).

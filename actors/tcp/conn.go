@@ -293,6 +293,7 @@ func (c *conn) connected() {
 // accepted is called when the peer has accepted the connection: now the guest hears so.
 func (c *conn) accepted() {
 	c.state = synReceived
+	c.hdr.from(c.env.SourceMAC(&c.port.Key().Remote))
 	c.sendSYN()
 	c.env.Rhythm.Extend()
 	c.sndNxt = c.sndUna + 1

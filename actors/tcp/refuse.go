@@ -33,6 +33,7 @@ func Refuse(env *flow.Env, in []byte, pkt *frame.Packet, out []byte) int {
 	}
 	var h header
 	h.init(env, &k)
+	h.from(env.SourceMAC(&k.Remote))
 	h.put(out, env.GuestMAC(), seq, ack, fl, wnd, 0, 0, defaultMSS)
 	if h.len < minLen {
 		clear(out[h.len:minLen])

@@ -44,8 +44,7 @@ type header struct {
 // init fills h for frames from k's remote end to its guest end.
 func (h *header) init(env *flow.Env, k *flow.Key) {
 	h.v6 = k.V6()
-	our := env.OurMAC
-	copy(h.b[ethAt+6:], our[:])
+	h.from(env.OurMAC)
 	ip := h.b[ipAt:]
 	if h.v6 {
 		binary.BigEndian.PutUint16(h.b[ethAt+12:], 0x86dd)
@@ -77,6 +76,9 @@ func (h *header) init(env *flow.Env, k *flow.Key) {
 	binary.LittleEndian.PutUint16(h.b[6:], uint16(h.l4-frame.VnetLen))
 	binary.LittleEndian.PutUint16(h.b[8:], 16)
 }
+
+// from has the frames that are put from now on come from mac.
+func (h *header) from(mac frame.MAC) { copy(h.b[ethAt+6:], mac[:]) }
 
 // put writes the header of a segment with n bytes of payload and opt bytes of options to b and
 // leaves the rest of b alone. b must be at least h.len+opt long.

@@ -25,6 +25,8 @@ type header struct {
 	ipSum  uint32 // sum of the IPv4 header without its length
 	marks  marks  // what it says
 	pseudo uint32 // sum of the pseudo-header without the length
+	remote frame.Addr
+	found  bool // the source's Ethernet address was looked up
 }
 
 // marks are time to live or hop limit, and type of service or traffic class.
@@ -45,6 +47,7 @@ func (h *header) set(m marks) {
 // init fills h for frames from k's remote end to its guest end.
 func (h *header) init(env *flow.Env, k *flow.Key) {
 	h.marks = marks{ttl: 255}
+	h.remote = k.Remote
 	ip := frame.IP{Src: k.Remote, Dst: k.Guest, Proto: frame.ProtoUDP, TTL: h.marks.ttl, DF: true}
 	h.v6 = k.V6()
 	etherType := uint16(frame.EtherIPv4)

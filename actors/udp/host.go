@@ -275,6 +275,11 @@ func (w *rowWriter) flush(c *conn) {
 // bytes, of which the last may be shorter. What lies before the payload is overwritten.
 func (c *conn) writeRow(b []byte, size int) {
 	h := &c.hdr
+	if !h.found {
+		h.found = true
+		src := c.env.SourceMAC(&h.remote)
+		copy(h.b[frame.VnetLen+6:], src[:])
+	}
 	mac := c.env.GuestMAC()
 	most := max(size, min(maxSegments*size, maxRow))
 	if c.env.Oversize(h.len - frame.L3Off + size) {

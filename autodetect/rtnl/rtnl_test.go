@@ -35,6 +35,10 @@ func TestParseMalformed(t *testing.T) {
 		{"no address", parseAddress, a4},
 		{"short header", parseAddress, a4[:7]},
 		{"address too short", parseAddress, AppendAttr(a4, unix.IFA_LOCAL, []byte{1, 2, 3})},
+		{"no neighbour", parseNeighbour, nil},
+		{"neighbour without an address", parseNeighbour, NeighbourBody(unix.AF_INET, 1)},
+		{"neighbour of a bridge", parseNeighbour, AppendAttr(NeighbourBody(unix.AF_BRIDGE, 1), unix.NDA_DST, make([]byte, 4))},
+		{"neighbour's address of the other family", parseNeighbour, AppendAttr(NeighbourBody(unix.AF_INET, 1), unix.NDA_DST, make([]byte, 16))},
 		{"no link", parseLink, nil},
 		{"short MTU", parseLink, AppendAttr(LinkBody(1, 0, 0), unix.IFLA_MTU, []byte{1})},
 	} {
@@ -48,7 +52,11 @@ func TestParseMalformed(t *testing.T) {
 
 func parseRoute(b []byte) error   { _, err := ParseRoute(b); return err }
 func parseAddress(b []byte) error { _, err := ParseAddress(b); return err }
-func parseLink(b []byte) error    { _, err := ParseLink(b); return err }
+func parseNeighbour(b []byte) error {
+	_, err := ParseNeighbour(b)
+	return err
+}
+func parseLink(b []byte) error { _, err := ParseLink(b); return err }
 
 // An attribute's padding may be missing at the very end of a message.
 func TestEachAttrWithoutPadding(t *testing.T) {
@@ -71,6 +79,7 @@ func FuzzParse(f *testing.F) {
 	f.Add(AppendAttr(RouteHeader{Family: unix.AF_INET6}.Body(), unix.RTA_GATEWAY, make([]byte, 16)))
 	f.Add(AppendAttr(AddressBody(unix.AF_INET, 1, 24, 0, 0), unix.IFA_LOCAL, make([]byte, 4)))
 	f.Add(AppendAttr(LinkBody(1, 0, 0), unix.IFLA_IFNAME, []byte("lo\x00")))
+	f.Add(AppendAttr(AppendAttr(NeighbourBody(unix.AF_INET, 1), unix.NDA_DST, make([]byte, 4)), unix.NDA_LLADDR, make([]byte, 6)))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if r, err := ParseRoute(b); err == nil && !r.Dst.IsValid() {
 			t.Error(r)
@@ -79,5 +88,8 @@ func FuzzParse(f *testing.F) {
 			t.Error(a)
 		}
 		_, _ = ParseLink(b)
+		if n, err := ParseNeighbour(b); err == nil && (!n.Addr.IsValid() || n.MAC != nil && len(n.MAC) != 6) {
+			t.Error(n)
+		}
 	})
 }

@@ -4,6 +4,7 @@ package nstest
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"runtime"
@@ -36,6 +37,9 @@ func Enter(t testing.TB) NS {
 	t.Cleanup(func() { f.Close() })
 	return NS{f}
 }
+
+// Path is a name for ns in the file system, for ip(8), while the test runs.
+func (ns NS) Path() string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), ns.file.Fd()) }
 
 // Enter moves the calling goroutine, which has called the function Enter before, into ns.
 func (ns NS) Enter(t testing.TB) {
