@@ -104,7 +104,9 @@ func translate(ctx context.Context, cfg *config.Config, env *process.Env, log *z
 		engine.Greet() // the namespace is up from the beginning
 	}
 	watch.start(append(flowCounts(engine.Counters()), spliceCounts(ports.splicer)...))
-	err = ports.together(ctx, func(ctx context.Context) error { return nb.beside(ctx, engine) })
+	running, end := leaving(ctx, link)
+	defer end()
+	err = ports.together(running, func(ctx context.Context) error { return nb.beside(ctx, engine) })
 	dumpCounts(log, engine.Counters(), ports.splicer)
 	return lostLink(err, log)
 }
@@ -144,6 +146,26 @@ func connect(cfg *config.Config, host *autodetect.Host, env *process.Env, log *z
 	}
 	log.Debug("tap is open", zap.String("tap", tap.Name()), zap.Stringer("features", tap.Features()))
 	return tap, guest, nil
+}
+
+// leaving returns a context that ends with ctx. If that is because the command has ended, a tap is left
+// to its namespace first.
+func leaving(ctx context.Context, link tapio.Link) (context.Context, context.CancelFunc) {
+	tap, ok := link.(*tapio.Tap)
+	if !ok {
+		return context.WithCancel(ctx)
+	}
+	running, end := context.WithCancel(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, func() {
+		if errors.Is(context.Cause(ctx), process.ErrCommandEnded) {
+			tap.Leave() // or it is removed here
+		}
+		end()
+	})
+	return running, func() {
+		stop()
+		end()
+	}
 }
 
 // lostLink says what err, the end of an engine, means to the user. The texts are ones that others

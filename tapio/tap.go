@@ -151,6 +151,16 @@ func (t *Tap) Close() error {
 	return err
 }
 
+// Leave has Close leave the interface behind, for its namespace to remove, which is about to end. To
+// remove it is to wait for all who might still look at it, some 15 ms.
+func (t *Tap) Leave() error {
+	if !t.queue.enter() {
+		return os.ErrClosed
+	}
+	defer t.queue.leave()
+	return unix.IoctlSetInt(int(t.queue.fd), unix.TUNSETPERSIST, 1)
+}
+
 // queue is one queue of a tap: a descriptor of /dev/net/tun.
 //
 // The descriptor stays open while calls are under way.

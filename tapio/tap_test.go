@@ -411,6 +411,32 @@ func TestTapTCP(t *testing.T) {
 	}
 }
 
+// TestTapLeftBehind: the interface outlives the tap, and is not needed for that.
+func TestTapLeftBehind(t *testing.T) {
+	inNetns(t, func() error {
+		for _, left := range []bool{true, false} {
+			tap, err := OpenTap("left%d", TapOptions{})
+			if err != nil {
+				return err
+			}
+			if left {
+				if err := tap.Leave(); err != nil {
+					return err
+				}
+			}
+			tap.Close()
+			if err := tap.Leave(); !errors.Is(err, os.ErrClosed) {
+				return fmt.Errorf("after Close: %v", err)
+			}
+			_, err = net.InterfaceByName(tap.Name())
+			if (err == nil) != left {
+				return fmt.Errorf("left behind %v: looked for, %v", left, err)
+			}
+		}
+		return nil
+	})
+}
+
 func TestTapCloseWakesRead(t *testing.T) {
 	withTap(t, TapOptions{}, 1500, func(tap *Tap, in func(func() error)) {
 		got := make(chan error)
