@@ -88,7 +88,7 @@ func scopeOf(o *option) scope {
 func TestManPagesFormat(t *testing.T) {
 	man, err := exec.LookPath("man")
 	if err != nil {
-		t.Skip(err)
+		t.Fatal(err)
 	}
 	pages, err := filepath.Glob("../man/*.1")
 	if err != nil || len(pages) < 2 {

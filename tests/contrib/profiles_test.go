@@ -15,7 +15,7 @@ func compile(t *testing.T, name string, args ...string) (string, error) {
 	path, err := exec.LookPath(name)
 	if err != nil {
 		if path = "/usr/sbin/" + name; exec.Command("test", "-x", path).Run() != nil {
-			t.Skipf("%s is not installed", name)
+			t.Fatalf("%s is not installed", name)
 		}
 	}
 	out, err := exec.Command(path, args...).CombinedOutput()

@@ -71,7 +71,7 @@ func dissect(t *testing.T, path, far string) []dissected {
 func TestCaptureOfATransfer(t *testing.T) {
 	t.Parallel()
 	if _, err := exec.LookPath("tshark"); err != nil {
-		t.Skip("no tshark")
+		t.Fatal("no tshark")
 	}
 	const mib = 2 << 20
 	for _, vm := range []bool{false, true} {

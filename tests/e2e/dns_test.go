@@ -136,7 +136,7 @@ func resolvConf(t *testing.T, lines ...string) {
 	t.Helper()
 	old, err := os.ReadFile("/etc/resolv.conf")
 	if err != nil {
-		t.Skip("no /etc/resolv.conf to replace:", err)
+		t.Fatal("no /etc/resolv.conf to replace:", err)
 	}
 	if err := os.WriteFile("/etc/resolv.conf", []byte(strings.Join(lines, "\n")+"\n"), 0o644); err != nil {
 		t.Fatal(err)
