@@ -12,8 +12,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
-
 	"fusilli/tests/bed"
 )
 
@@ -168,14 +166,7 @@ func TestSideBySide(t *testing.T) {
 			if tt.rich {
 				b = rich
 			}
-			ours, theirs := look(t, b, "pasta", tt.args), look(t, b, other, tt.args)
-			diff := cmp.Diff(theirs, ours)
-			switch {
-			case diff == "" && tt.reason != "":
-				t.Errorf("no difference, though %s", tt.reason)
-			case diff != "" && tt.reason == "":
-				t.Errorf("Debian's - ours +:\n%s", diff)
-			}
+			compare(t, look(t, b, other, tt.args), look(t, b, "pasta", tt.args), tt.reason)
 		})
 	}
 }
