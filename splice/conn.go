@@ -43,7 +43,7 @@ func (c *conn) open(to Side) bool {
 		return false
 	}
 	c.side[1].fd = fd
-	sock.NoDelay(c.side[0].fd)
+	sock.PrepareStream(c.side[0].fd)
 	if e := sock.Connect(fd, c.dst); e != 0 && e != unix.EINPROGRESS {
 		c.refused(e)
 		return false
@@ -107,6 +107,7 @@ func (c *conn) note() {
 		s.readable = s.readable || ev.Events&^unix.EPOLLOUT != 0
 		s.writable = s.writable || ev.Events&unix.EPOLLOUT != 0
 		s.hup = s.hup || ev.Events&(unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR) != 0
+		s.urgent = s.urgent || ev.Events&unix.EPOLLPRI != 0
 		s.failed = s.failed || ev.Events&unix.EPOLLERR != 0
 	}
 }

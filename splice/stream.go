@@ -30,6 +30,7 @@ type end struct {
 	readable, writable bool
 	hup                bool // the peer has ended its direction, or everything
 	failed             bool // there is an error
+	urgent             bool // the peer has sent urgent data (tcp(7)), as telnet does
 
 	eof  bool // the peer's direction has ended and all of it was read
 	shut bool // our direction has ended
@@ -118,6 +119,9 @@ func (s *stream) run(src, dst *end, p *pipes) (n int, more bool, e unix.Errno) {
 
 // read reads from src, once.
 func (s *stream) read(src *end, p *pipes) (n int, e unix.Errno) {
+	if src.urgent {
+		s.bulk = false // splice(2) does not get past it
+	}
 	if s.bulk && s.pipe == nil {
 		if s.pipe = p.get(); s.pipe == nil {
 			s.bulk = false
@@ -136,8 +140,10 @@ func (s *stream) read(src *end, p *pipes) (n int, e unix.Errno) {
 		n, e = recv(src.fd, s.buf[:])
 		if e == 0 {
 			s.off, s.end = 0, n
-			if n < len(s.buf) && !src.hup {
-				src.readable = false // the watch will say when there is more
+			if n < len(s.buf) && !src.hup && !src.urgent {
+				// The watch will say when there is more. But a read ends before an urgent byte, and
+				// behind it there may be more already.
+				src.readable = false
 			}
 			s.bulk = n >= bulkRead
 		}

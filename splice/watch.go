@@ -16,7 +16,7 @@ var past = time.Unix(1, 0)
 
 // wanted are the events a watch is told of, each once when it happens (EPOLLET, epoll(7)). Errors and
 // hang-ups are always among them.
-const wanted = unix.EPOLLIN | unix.EPOLLOUT | unix.EPOLLRDHUP | unix.EPOLLET&0xffffffff
+const wanted = unix.EPOLLIN | unix.EPOLLPRI | unix.EPOLLOUT | unix.EPOLLRDHUP | unix.EPOLLET&0xffffffff
 
 // watch waits for a pair of sockets on behalf of the goroutine that holds it. Only ring may be called
 // by others.

@@ -186,6 +186,12 @@ func (b *bed) reply() (seq uint16, data []byte) {
 	case <-time.After(patience):
 		b.t.Fatal("no reply")
 	}
+	return b.replyIn(f)
+}
+
+// replyIn checks that the frame f is a reply to the guest, and returns sequence number and data.
+func (b *bed) replyIn(f []byte) (seq uint16, data []byte) {
+	b.t.Helper()
 	p := gopacket.NewPacket(f[frame.VnetLen:], layers.LayerTypeEthernet, gopacket.Default)
 	src, dst := p.NetworkLayer().NetworkFlow().Endpoints()
 	if !bytes.Equal(src.Raw(), b.fam.remote.AsSlice()) || !bytes.Equal(dst.Raw(), b.fam.guest.AsSlice()) {

@@ -89,6 +89,14 @@ func AddrPort(sa *unix.RawSockaddrInet6) (addr netip.AddrPort, ok bool) {
 // NoDelay has fd's data sent at once (TCP_NODELAY, tcp(7)).
 func NoDelay(fd int) { rawSetInt(fd, unix.SOL_TCP, unix.TCP_NODELAY, 1) }
 
+// PrepareStream has fd's data sent at once, and leaves what the peer sends as urgent in its place in the
+// stream (SO_OOBINLINE, socket(7)): elsewhere the byte is lost to who only reads, and peeked data and what
+// is taken off the queue do not match any more.
+func PrepareStream(fd int) {
+	NoDelay(fd)
+	rawSetInt(fd, unix.SOL_SOCKET, unix.SO_OOBINLINE, 1)
+}
+
 // Error takes the pending error off fd (SO_ERROR, socket(7)); 0 if there is none.
 func Error(fd int) unix.Errno {
 	var v int32

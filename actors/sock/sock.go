@@ -83,7 +83,7 @@ func (h *Host) Dial(addr netip.AddrPort) (int, error) {
 	if e != 0 {
 		return -1, os.NewSyscallError("socket", e)
 	}
-	NoDelay(fd)
+	PrepareStream(fd)
 	if out := h.out(v4); out.IsValid() {
 		if err := unix.Bind(fd, h.Sockaddr(netip.AddrPortFrom(out, 0))); err != nil {
 			// Other programs match this text and the next one.

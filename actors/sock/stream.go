@@ -8,13 +8,13 @@ import (
 )
 
 // Stream returns a TCP socket of the address family that sends small segments at once
-// (TCP_NODELAY), bound to nothing and connected to nobody. Errors are those of socket(2).
+// (TCP_NODELAY) and has urgent data in its place (see PrepareStream), bound to nothing and connected to nobody. Errors are those of socket(2).
 func Stream(v4 bool) (int, error) {
 	fd, e := rawSocket(family(v4), unix.SOCK_STREAM)
 	if e != 0 {
 		return -1, os.NewSyscallError("socket", e)
 	}
-	NoDelay(fd)
+	PrepareStream(fd)
 	return fd, nil
 }
 

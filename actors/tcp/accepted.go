@@ -41,7 +41,7 @@ func (c *conn) call() bool {
 		c.abort(true)
 		return false
 	}
-	sock.NoDelay(c.fd)
+	sock.PrepareStream(c.fd)
 	if c.env.PeekOff4 || c.env.PeekOff6 {
 		// The socket may be of either family, whatever the addresses: the kernel knows.
 		c.peekOff = unix.SetsockoptInt(c.fd, unix.SOL_SOCKET, unix.SO_PEEK_OFF, 0) == nil

@@ -148,6 +148,9 @@ func (b *bed) stop() {
 		b.c.dropEarly()
 	}
 	b.port.Close()
+	if r, ok := b.port.Left(); ok {
+		r.Release() // what a new connection would begin with
+	}
 	if n := b.pool.Out(); n != 0 {
 		b.t.Errorf("%d slabs were not given back", n)
 	}

@@ -90,6 +90,7 @@ type conn struct {
 	recover                uint32 // sndMax when a loss was noticed
 	recovering             bool
 	guestWnd               uint32
+	mostWnd                uint32 // the largest there was
 	wl1                    uint32 // sequence number of the segment guestWnd came from
 
 	sockErr unix.Errno
@@ -231,7 +232,7 @@ func (c *conn) synced(v *flow.View) {
 	c.ackSent = c.rcvNxt
 	c.rcvEdge = c.rcvNxt + 65535
 	c.lastWnd = 65535
-	c.guestWnd = uint32(tcp.Window())
+	c.setWnd(uint32(tcp.Window()))
 	c.wl1 = tcp.Seq()
 }
 

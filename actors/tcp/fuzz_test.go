@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"runtime"
 	"sync"
 	"testing"
 	"time"
@@ -69,6 +71,7 @@ type fuzzGuest struct {
 	reset   bool         // it has sent RST
 	ended   bool         // the peer has ended its direction
 	written int          // bytes the peer has sent
+	refused bool         // the peer has heard of a reset when it sent, and so does not hear of it again
 
 	peer     sync.WaitGroup
 	got      []byte // what the peer has received, when peerErr is set
@@ -83,6 +86,7 @@ type fuzzGuest struct {
 }
 
 func newFuzzGuest(t *testing.T, accepted bool) *fuzzGuest {
+	nothingLeft(t)
 	g := &fuzzGuest{ends: map[int]bool{}, peerDone: make(chan struct{})}
 	if accepted {
 		g.bed = newAccepted(t, families[0])
@@ -97,6 +101,32 @@ func newFuzzGuest(t *testing.T, accepted bool) *fuzzGuest {
 	})
 	g.peer.Go(g.watch)
 	return g
+}
+
+// nothingLeft checks at the end of the test, after everything that is registered later, that there are as
+// many goroutines and descriptors as now.
+func nothingLeft(t *testing.T) {
+	count := func() (goroutines, files int) {
+		d, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return runtime.NumGoroutine(), len(d)
+	}
+	goroutines, files := count()
+	t.Cleanup(func() {
+		for end := time.Now().Add(patience); ; time.Sleep(100 * time.Microsecond) {
+			g, f := count()
+			if g <= goroutines && f <= files {
+				return
+			}
+			if time.Now().After(end) {
+				stacks := make([]byte, 1<<16)
+				t.Fatalf("%d goroutines, before %d; %d descriptors, before %d\n%s", g, goroutines, f, files,
+					stacks[:runtime.Stack(stacks, true)])
+			}
+		}
+	})
 }
 
 // watch looks at what the guest receives until the link is closed.
@@ -229,7 +259,9 @@ func (g *fuzzGuest) do(op, a, b, c byte) {
 
 // peerWrite has the peer send b, which fits its send buffer.
 func (g *fuzzGuest) peerWrite(b []byte) {
-	if _, err := g.host.Write(b); err != nil && !g.reset && !errors.Is(err, unix.ECONNRESET) && !errors.Is(err, unix.EPIPE) {
+	_, err := g.host.Write(b)
+	g.refused = g.refused || errors.Is(err, unix.ECONNRESET) || errors.Is(err, unix.EPIPE)
+	if err != nil && !g.refused {
 		g.t.Errorf("peer writes: %v", err)
 	}
 }
@@ -280,20 +312,22 @@ func (g *fuzzGuest) finish() {
 	<-g.peerDone
 	g.link.Close()
 	g.peer.Wait()
+	g.verdict(g.reset)
+}
+
+// verdict checks what the peer has got, which may have been reset if the guest has asked for that.
+func (g *fuzzGuest) verdict(reset bool) {
 	if !bytes.Equal(g.got, data(0, len(g.got))) {
-		t.Errorf("the peer has got other bytes than the guest has sent")
+		g.t.Errorf("the peer has got other bytes than the guest has sent")
 	}
 	switch {
-	case g.peerErr == nil:
-		if !g.ends[len(g.got)] {
-			t.Errorf("the peer has got the end after %d bytes, where there was none: %v", len(g.got), g.ends)
+	case errors.Is(g.peerErr, unix.ECONNRESET) || g.peerErr == nil && g.refused:
+		if !reset {
+			g.t.Errorf("the peer was reset after %d bytes, and the guest had not asked for that", len(g.got))
 		}
-	case errors.Is(g.peerErr, unix.ECONNRESET):
-		// A guest that sends beyond its end, or resets.
-		if !g.reset {
-			t.Errorf("the peer was reset, and the guest had not asked for that")
-		}
-	default:
-		t.Errorf("peer reads: %v", g.peerErr)
+	case g.peerErr != nil:
+		g.t.Errorf("peer reads: %v", g.peerErr)
+	case !g.ends[len(g.got)]:
+		g.t.Errorf("the peer has got the end after %d bytes, where there was none: %v", len(g.got), g.ends)
 	}
 }

@@ -83,7 +83,7 @@ func (c *conn) segment(v *flow.View, b *batch, run *flow.Run) {
 		switch {
 		case c.crossed && c.state == synReceived && fl&frame.ACK != 0 && seq+1 == c.rcvNxt && tcp.Ack() == c.sndNxt:
 			c.establish(c.rcvNxt, tcp)
-			c.guestWnd = uint32(tcp.Window()) // not scaled in a SYN
+			c.setWnd(uint32(tcp.Window())) // not scaled in a SYN
 			c.ackNow = true
 		case c.state == synReceived && seq+1 == c.rcvNxt:
 			c.sendSYN()
@@ -109,10 +109,12 @@ func (c *conn) segment(v *flow.View, b *batch, run *flow.Run) {
 	if seqLT(seq, c.rcvNxt) && len(data) <= 1 && fl&frame.FIN == 0 && seq+1 == c.rcvNxt {
 		// Keep-alive or window probe: answer, and have the host's kernel ask the peer.
 		unix.SetsockoptInt(c.fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1)
+		c.openWindow(true)
 		c.ackNow = true
+		seq, data = seq+1, nil // what it says about its window is as new as anything it may send
 	}
-	if seqGT(seq, c.rcvEdge) || seqGT(ack, c.sndMax) {
-		c.ackNow = true // RFC 9293, section 3.10.7.4: not acceptable
+	if seqGT(seq, c.rcvEdge) || seqGT(ack, c.sndMax) || seqLT(ack, c.sndUna-c.mostWnd) {
+		c.ackNow = true // not acceptable: RFC 9293, section 3.10.7.4, and RFC 5961, section 5.2
 		return
 	}
 	c.acked(seq, ack, tcp, len(data), fl)
@@ -189,7 +191,13 @@ func (c *conn) establish(seq uint32, tcp frame.TCPHeader) {
 	c.sndUna = c.sndNxt
 	c.handshake()
 	c.wl1 = seq
-	c.guestWnd = uint32(tcp.Window()) << c.guestScale
+	c.setWnd(uint32(tcp.Window()) << c.guestScale)
+}
+
+// setWnd notes the window the guest has advertised.
+func (c *conn) setWnd(wnd uint32) {
+	c.guestWnd = wnd
+	c.mostWnd = max(c.mostWnd, wnd)
 }
 
 // acked handles the acknowledgement and window of a segment.
@@ -206,9 +214,7 @@ func (c *conn) acked(seq, ack uint32, tcp frame.TCPHeader, n int, fl uint8) {
 	}
 	if ack == c.sndUna && seqGE(seq, c.wl1) {
 		c.wl1 = seq
-		if wnd != c.guestWnd {
-			c.guestWnd = wnd
-		}
+		c.setWnd(wnd)
 		if wnd == 0 && c.rtoAt == 0 && !c.finSent {
 			c.rto = c.rtt.base
 			c.rtoAt = c.seenAt + c.rto
@@ -390,7 +396,7 @@ func (c *conn) openWindow(force bool) {
 	room = min(room, maxWindow)
 	edge := c.ackNo() + uint32(room)
 	// Silly window avoidance (RFC 9293, section 3.8.6.2.2).
-	if seqGT(edge, c.rcvEdge) && (edge-c.rcvEdge >= uint32(min(c.mss, room/2)) || left == 0) {
+	if seqGT(edge, c.rcvEdge) && edge-c.rcvEdge >= uint32(min(c.mss, room/2)) {
 		c.rcvEdge = edge
 		c.lastWnd = edge - c.rcvNxt
 		c.ackNow = true

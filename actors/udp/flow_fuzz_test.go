@@ -1,0 +1,336 @@
+package udp
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"runtime"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"fusilli/actors/sock"
+	"fusilli/tapio/frame"
+)
+
+// nothingLeft checks at the end of the test, after everything that is registered later, that there are as
+// many goroutines and descriptors as now.
+func nothingLeft(t *testing.T) {
+	count := func() (goroutines, files int) {
+		d, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return runtime.NumGoroutine(), len(d)
+	}
+	goroutines, files := count()
+	t.Cleanup(func() {
+		for end := time.Now().Add(patience); ; time.Sleep(100 * time.Microsecond) {
+			g, f := count()
+			if g <= goroutines && f <= files {
+				return
+			}
+			if time.Now().After(end) {
+				t.Fatalf("%d goroutines, before %d; %d descriptors, before %d", g, goroutines, f, files)
+			}
+		}
+	})
+}
+
+// The operations of FuzzFlow: three bytes each.
+const (
+	opGuest    = iota // the guest sends a datagram
+	opRow             // it sends a row of them
+	opFlush           // what it has sent since is handed over in one go
+	opPeer            // the peer sends datagrams
+	opStranger        // somebody else does
+	opGone            // the peer goes away: datagrams are refused
+	opBack            // it comes back
+	numOps
+)
+
+// FuzzFlow has a guest, its peer, and strangers do anything with a flow that runs. Whatever arrives was sent
+// by who may send it, in this order and once; errors are about what the guest has sent; and afterwards the
+// flow carries datagrams both ways.
+func FuzzFlow(f *testing.F) {
+	for _, ops := range [][]byte{
+		{},
+		{opGuest, 10, 0, opFlush, 0, 0, opPeer, 10, 1},
+		{opGuest, 0, 0, opGuest, 200, 1, opGuest, 200, 2, opFlush, 0, 0, opPeer, 0, 0, opPeer, 255, 3},
+		{opRow, 20, 9, opRow, 20, 9, opGuest, 1, 0, opFlush, 0, 0},
+		{opGone, 0, 0, opGuest, 100, 0, opFlush, 0, 0, opGuest, 100, 0, opFlush, 0, 0, opBack, 0, 0, opPeer, 5, 0},
+		{opStranger, 10, 0, opGuest, 1, 0, opFlush, 0, 0, opStranger, 10, 0, opPeer, 10, 0, opStranger, 10, 0},
+		{opGuest, 10, 0x10, opGuest, 10, 0x25, opGuest, 10, 0x31, opFlush, 0, 0},
+		{1},
+		{opGuest, 255, 0, opFlush, 0, 0, opPeer, 255, 0, opGone, 0, 0, opRow, 255, 20, opFlush, 0, 0, 1},
+	} {
+		f.Add(ops)
+	}
+	f.Fuzz(func(t *testing.T, ops []byte) {
+		s := newScene(t, families[len(ops)%3&1])
+		for n := 0; len(ops) >= 3 && n < 48; n++ {
+			s.do(ops[0]%numOps, ops[1], ops[2])
+			ops = ops[3:]
+		}
+		s.conclude()
+	})
+}
+
+// scene is who takes part in a run of FuzzFlow. All of it belongs to the test's goroutine.
+type scene struct {
+	*bed
+	peer     *net.UDPConn // nil while it is away
+	at       netip.AddrPort
+	flow     netip.AddrPort // the flow's address on the host
+	stranger *net.UDPConn
+	pending  [][]byte // frames of the guest's
+	id       uint32
+	markers  int // that the peer has sent
+	buf      []byte
+
+	fromGuest, fromPeer [][]byte // what may still arrive
+	sent                [][]byte // all of the guest's
+}
+
+func newScene(t *testing.T, fam family) *scene {
+	nothingLeft(t)
+	s := &scene{peer: peer(t, fam), stranger: peer(t, fam), buf: make([]byte, 65536)}
+	s.at = s.peer.LocalAddr().(*net.UDPAddr).AddrPort()
+	s.bed = newBed(t, fam, s.at.Port(), options{})
+	s.bed.send([]byte("hello"))
+	s.flow = expect(t, s.peer, [][]byte{[]byte("hello")})
+	return s
+}
+
+// next returns n bytes that nobody has sent yet.
+func (s *scene) next(n int) []byte {
+	s.id++
+	return pattern(n, s.id)
+}
+
+func (s *scene) do(op, a, b byte) {
+	s.collect()
+	n := int(a) * 257 % 65000
+	if a < 128 {
+		n = int(a) * 12
+	}
+	switch op {
+	case opGuest:
+		s.ttl, s.tos = 64+b>>4, b&15
+		d := s.next(n)
+		s.guestSends(s.frameOf(d, 0), d)
+	case opRow:
+		s.ttl, s.tos = 64, 0
+		size, count := 1+int(a)*5, 2+int(b)%40
+		if size*count > 60000 {
+			count = 2
+		}
+		var all []byte
+		var each [][]byte
+		for range count {
+			d := s.next(size)
+			each = append(each, d)
+			all = append(all, d...)
+		}
+		s.guestSends(s.frameOf(all, size), each...)
+	case opFlush:
+		s.flush()
+	case opPeer:
+		if s.peer == nil {
+			return
+		}
+		for range 1 + b%8 {
+			d := s.next(n)
+			if _, err := s.peer.WriteToUDPAddrPort(d, s.flow); err == nil {
+				s.fromPeer = append(s.fromPeer, d)
+			}
+		}
+	case opStranger:
+		s.stranger.WriteToUDPAddrPort(append([]byte("stranger"), s.next(n)...), s.flow)
+	case opGone:
+		if s.peer != nil {
+			s.flush()
+			s.peer.Close()
+			s.peer = nil
+		}
+	case opBack:
+		s.back()
+	}
+}
+
+func (s *scene) guestSends(f []byte, datagrams ...[]byte) {
+	s.pending = append(s.pending, f)
+	s.fromGuest = append(s.fromGuest, datagrams...)
+	s.sent = append(s.sent, datagrams...)
+	if len(s.pending) == 12 {
+		s.flush()
+	}
+}
+
+func (s *scene) flush() {
+	if len(s.pending) > 0 {
+		s.hand(s.pending...)
+		s.pending = nil
+	}
+}
+
+// hand hands frames over; what the mailbox has no room for is lost.
+func (s *scene) hand(frames ...[]byte) {
+	for _, r := range s.run(frames...) {
+		if !s.port.Offer(r) {
+			r.Release()
+		}
+	}
+}
+
+// back has the peer be there again.
+func (s *scene) back() {
+	if s.peer != nil {
+		return
+	}
+	c, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(s.at))
+	if err != nil {
+		s.t.Skip("somebody has taken the port")
+	}
+	c.SetReadBuffer(4 << 20)
+	s.t.Cleanup(func() { c.Close() })
+	s.peer = c
+}
+
+// arrived takes d out of those in what that were sent and are not overtaken; it must be one of them.
+func (s *scene) arrived(who string, d []byte, what *[][]byte) {
+	for i, w := range *what {
+		if bytes.Equal(d, w) {
+			*what = (*what)[i+1:]
+			return
+		}
+	}
+	s.t.Fatalf("%s gets %d bytes that are not next: %x", who, len(d), d[:min(len(d), 32)])
+}
+
+// collect checks what has arrived by now.
+func (s *scene) collect() {
+	for s.peer != nil {
+		n, ok := s.try()
+		if !ok {
+			break
+		}
+		s.arrived("the peer", s.buf[:n], &s.fromGuest)
+	}
+	for {
+		select {
+		case f := <-s.frames:
+			s.see(f)
+			continue
+		default:
+		}
+		return
+	}
+}
+
+// try reads one datagram at the peer, if one waits.
+func (s *scene) try() (n int, ok bool) {
+	raw, err := s.peer.SyscallConn()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	raw.Control(func(fd uintptr) {
+		var e unix.Errno
+		n, e = sock.Recv(int(fd), s.buf)
+		ok = e == 0
+	})
+	return n, ok
+}
+
+// see checks a frame to the guest.
+func (s *scene) see(f []byte) {
+	ip := f[frame.L3Off:]
+	hlen, proto := frame.IPv4Len, ip[9]
+	if s.key.V6() {
+		hlen, proto = frame.IPv6Len, ip[6]
+	}
+	if proto != frame.ProtoUDP {
+		if err := s.quoted(ip[hlen:], hlen); err != nil {
+			s.t.Fatal(err)
+		}
+		return
+	}
+	data, size, err := s.check(f)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	for {
+		n := min(size, len(data))
+		s.arrived("the guest", data[:n], &s.fromPeer)
+		if data = data[n:]; len(data) == 0 {
+			return
+		}
+	}
+}
+
+// quoted checks that icmp, an error to the guest that quotes an IP header of hlen bytes, is about a datagram
+// of its own.
+func (s *scene) quoted(icmp []byte, hlen int) error {
+	q := icmp[frame.ICMPLen:]
+	if len(q) < hlen+frame.UDPLen {
+		return fmt.Errorf("error quotes %d bytes", len(q))
+	}
+	udp := q[hlen:]
+	if binary.BigEndian.Uint16(udp) != s.key.GuestPort || binary.BigEndian.Uint16(udp[2:]) != s.key.RemotePort {
+		return fmt.Errorf("error is about ports % x", udp[:4])
+	}
+	for _, d := range append([][]byte{[]byte("hello"), []byte("marker")}, s.sent...) {
+		if d = d[:min(len(d), len(udp)-frame.UDPLen)]; bytes.HasPrefix(udp[frame.UDPLen:], d) {
+			return nil
+		}
+	}
+	return fmt.Errorf("error is about what was not sent: % x", q[:min(len(q), 64)])
+}
+
+// conclude has both sides speak until they hear each other.
+func (s *scene) conclude() {
+	s.flush()
+	s.back()
+	marker := []byte("marker")
+	s.ttl, s.tos = 64, 0
+	end := time.Now().Add(patience)
+	for heard := false; !heard; {
+		if time.Now().After(end) {
+			s.t.Fatal("the peer does not hear the guest any more")
+		}
+		s.hand(s.frameOf(marker, 0))
+		s.peer.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+		for {
+			n, from, err := s.peer.ReadFromUDPAddrPort(s.buf)
+			if err != nil {
+				break
+			}
+			if heard = bytes.Equal(s.buf[:n], marker); heard {
+				s.flow = from
+				break
+			}
+			s.arrived("the peer", s.buf[:n], &s.fromGuest)
+		}
+	}
+	for len(s.fromPeer) > 0 || s.markers == 0 {
+		if time.Now().After(end) {
+			s.t.Fatal("the guest does not hear the peer any more")
+		}
+		s.peer.WriteToUDPAddrPort(marker, s.flow)
+		s.fromPeer = append(s.fromPeer, marker)
+		s.markers++
+		for wait := time.After(100 * time.Millisecond); len(s.fromPeer) > 0; {
+			select {
+			case f := <-s.frames:
+				s.see(f)
+				continue
+			case <-wait:
+			}
+			break
+		}
+	}
+}
