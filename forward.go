@@ -26,7 +26,7 @@ import (
 // said beforehand.
 func portRules(cfg *config.Config, host *autodetect.Host, env *process.Env, log *zap.Logger) (*config.Table, error) {
 	ephemeral := config.DefaultEphemeral
-	if p := autodetect.ReadKernel(os.DirFS(autodetect.Sysctls)).LocalPorts; p.High != 0 {
+	if p := hostKernel().LocalPorts; p.High != 0 {
 		ephemeral = config.PortRange{First: p.Low, Last: p.High}
 	} else {
 		log.Warn("Couldn't read the range of ephemeral ports, assuming " + ephemeral.String())
@@ -51,6 +51,11 @@ func portRules(cfg *config.Config, host *autodetect.Host, env *process.Env, log 
 	}
 	return table, nil
 }
+
+// hostKernel returns what autodetect.ReadKernel finds, which is looked for once.
+var hostKernel = sync.OnceValue(func() autodetect.Kernel {
+	return autodetect.ReadKernel(os.DirFS(autodetect.Sysctls))
+})
 
 // canBindToDevice tells whether SO_BINDTODEVICE needs no privileges (Linux 5.7).
 func canBindToDevice() bool {
@@ -78,7 +83,7 @@ func listen(cfg *config.Config, host *autodetect.Host, env *process.Env, table *
 		FreeBind: cfg.FreeBind, Scope: uint32(max(host.V6.Index, 0)),
 	}
 	if env.NetNS != nil {
-		kernel := autodetect.ReadKernel(os.DirFS(autodetect.Sysctls))
+		kernel := hostKernel()
 		p.splicer = splice.New(splice.Config{
 			Log: logging.Limit(log), Announce: announce, InNamespace: env.NetNS.Do, Limit: limit,
 			UDPTimeout: kernel.UDPTimeout, UDPStreamTimeout: kernel.UDPStreamTimeout,

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"io"
 	"net/netip"
-	"os"
 	"runtime"
 	"time"
 
@@ -231,7 +230,7 @@ func plan(cfg *config.Config, host *autodetect.Host) netconf.Plan {
 // engineConfig is what the translator's engine is told.
 func engineConfig(cfg *config.Config, host *autodetect.Host, dns *autodetect.DNS, guest *netconf.Result, link tapio.Link, log *zap.Logger) actors.Config {
 	v4, v6 := host.V4.Enabled() && !guest.NoV4, host.V6.Enabled() && !guest.NoV6
-	kernel := autodetect.ReadKernel(os.DirFS(autodetect.Sysctls))
+	kernel := hostKernel()
 	c := actors.Config{
 		Link: link, Log: log,
 		OurMAC: frame.MAC(cfg.MAC), MTU: cfg.MTU,

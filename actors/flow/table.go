@@ -112,6 +112,9 @@ func (t *Table) Len() int {
 
 // Each calls f for every flow. Flows that come or go meanwhile may be missed.
 func (t *Table) Each(f func(*Port)) {
+	if t.Len() == 0 {
+		return // to look at each bucket would give memory to all of them
+	}
 	for i := range t.buckets {
 		for p := t.buckets[i].Load(); p != nil; p = p.next.Load() {
 			f(p)
