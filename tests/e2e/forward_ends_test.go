@@ -246,40 +246,53 @@ func TestForwardedConnectionsEnd(t *testing.T) {
 	})
 }
 
-// A reader that stops, stops the writer, at no cost; when it goes on, nothing is missing.
+// Readers that stop for ten seconds stop their writers, at no cost; when they go on, nothing is missing.
 func TestForwardedReaderThatStops(t *testing.T) {
+	const size, pause = 64 << 20, 10 * time.Second
 	c, ways := passages(t)
-	const size = 64 << 20
+	type transfer struct {
+		name   string
+		client *countConn
+		server *net.TCPConn
+		sent   chan error
+	}
+	var all []transfer
 	for _, p := range ways {
-		t.Run(p.name, func(t *testing.T) {
-			client, server := p.open(t)
-			counted := &countConn{Conn: client}
-			sent := make(chan error, 1)
-			go func() {
-				err := send(counted, 1, size)
-				sent <- errors.Join(err, client.CloseWrite())
-			}()
-			// Nothing moves for a second, and the translator sleeps meanwhile.
-			last, since, cpu := int64(-1), time.Now(), c.usage(t).CPU
-			waitFor(t, "the writer to stop", func() bool {
-				if n := counted.n.Load(); n != last || n == 0 {
-					last, since, cpu = n, time.Now(), c.usage(t).CPU
-				}
-				return time.Since(since) >= time.Second
-			})
-			if last >= size {
-				t.Fatalf("all %d bytes were taken", last)
-			}
-			if used := c.usage(t).CPU - cpu; used > 50*time.Millisecond && !raceEnabled {
-				t.Errorf("%v of CPU time while nothing moved", used)
-			}
-			if err := receive(server, 1, size); err != nil {
-				t.Error(err)
-			}
-			if err := <-sent; err != nil {
-				t.Error(err)
-			}
-		})
+		client, server := p.open(t)
+		tr := transfer{p.name, &countConn{Conn: client}, server, make(chan error, 1)}
+		all = append(all, tr)
+		go func() {
+			err := send(tr.client, 1, size)
+			tr.sent <- errors.Join(err, client.CloseWrite())
+		}()
+	}
+	// Nothing moves, and the translator sleeps meanwhile.
+	last, since, cpu := int64(-1), time.Now(), c.usage(t).CPU
+	waitFor(t, "the writers to stop", func() bool {
+		sum, begun := int64(0), true
+		for _, tr := range all {
+			n := tr.client.n.Load()
+			sum += n
+			begun = begun && n > 0
+		}
+		if sum != last || !begun {
+			last, since, cpu = sum, time.Now(), c.usage(t).CPU
+		}
+		return time.Since(since) >= pause
+	})
+	if used := c.usage(t).CPU - cpu; used > 200*time.Millisecond && !raceEnabled {
+		t.Errorf("%v of CPU time while nothing moved", used)
+	}
+	for _, tr := range all {
+		if n := tr.client.n.Load(); n >= size {
+			t.Fatalf("%s: all %d bytes were taken", tr.name, n)
+		}
+		if err := receive(tr.server, 1, size); err != nil {
+			t.Errorf("%s: %v", tr.name, err)
+		}
+		if err := <-tr.sent; err != nil {
+			t.Errorf("%s: %v", tr.name, err)
+		}
 	}
 }
 
