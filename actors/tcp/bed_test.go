@@ -242,6 +242,9 @@ func (b *bed) decode(f []byte) (seg, error) {
 	if why := frame.Parse(f, &p); why != frame.OK {
 		return seg{}, fmt.Errorf("frame to the guest: %v", why)
 	}
+	if len(f) < frame.MinFrame {
+		return seg{}, fmt.Errorf("frame to the guest is shorter than Ethernet's shortest: %d bytes", len(f))
+	}
 	k := b.port.Key()
 	if p.Kind != frame.TCP || p.Src != k.Remote || p.Dst != k.Guest || p.SrcPort != k.RemotePort || p.DstPort != k.GuestPort ||
 		frame.Src(f) != ourMAC || frame.Dst(f) != guestMAC {

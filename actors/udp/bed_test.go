@@ -233,6 +233,9 @@ func (b *bed) receive() [][]byte {
 // check decodes a frame to the guest independently and returns its payload and the size of the
 // datagrams in it.
 func (b *bed) check(f []byte) (data []byte, size int, err error) {
+	if len(f) < frame.MinFrame {
+		return nil, 0, fmt.Errorf("frame is shorter than Ethernet's shortest: %d bytes", len(f))
+	}
 	v := frame.GetVnet(f)
 	p := gopacket.NewPacket(f[frame.VnetLen:], layers.LayerTypeEthernet, gopacket.Default)
 	if e := p.ErrorLayer(); e != nil {
