@@ -40,7 +40,7 @@ func flowCounts(c *flow.Counters) []count {
 		{"lost", func() uint64 {
 			return c.MailboxFull.Load() + c.SlabsOut.Load() + c.ServiceDrops.Load() + c.LinkDropped.Load()
 		}},
-		{"full", c.TableFull.Load},
+		{"full", func() uint64 { return c.TableFull.Load() + c.Crowded.Load() + c.NoSocket.Load() }},
 		{"faults", c.Panics.Load},
 	}
 }
@@ -89,6 +89,11 @@ func dumpCounts(log *zap.Logger, c *flow.Counters, s *splice.Splicer) {
 		add("fragments_expired", c.FragmentsExpired.Load())
 		add("fragments_evicted", c.FragmentsEvicted.Load())
 		add("table_full", c.TableFull.Load())
+		add("gave_way", c.GaveWay.Load())
+		add("crowded", c.Crowded.Load())
+		add("no_socket", c.NoSocket.Load())
+		add("held_full", c.HeldFull.Load())
+		add("early_full", c.EarlyFull.Load())
 		add("panics", c.Panics.Load())
 		for i := range c.Dropped {
 			add("dropped_"+frame.Reason(i).String(), c.Dropped[i].Load())

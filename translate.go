@@ -77,7 +77,7 @@ func translate(ctx context.Context, cfg *config.Config, env *process.Env, log *z
 	if stream != nil {
 		ec.Gate, ec.Fragment = stream, true
 	}
-	ec.Limit = flow.NewLimit(flow.MaxFlows)
+	ec.Limit = flowLimit(openFiles())
 	engine := actors.New(ec)
 	if stream != nil {
 		stream.OnConnect(engine.Greet)

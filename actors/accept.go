@@ -49,11 +49,10 @@ func (e *Engine) acceptTCP(fd int, k *flow.Key) error {
 		return errNotCarried
 	}
 	key := *k
-	_, err := e.start(k, &e.env.Counters.TCP, func(p *flow.Port) {
+	return e.start(flow.NewPort(key), &e.env.Counters.TCP, func(p *flow.Port) {
 		defer e.announce(&key, peer, fd).End()
 		tcp.ServeAccepted(e.env, p, fd, peer)
-	})
-	return err
+	}, true)
 }
 
 // refuse resets the accepted connection fd.
@@ -142,10 +141,10 @@ func (e *Engine) AcceptUDP(fd int, k flow.Key, first [][]byte) {
 		for i, d := range first {
 			kept[i] = bytes.Clone(d)
 		}
-		_, err = e.start(&k, &e.env.Counters.UDP, func(p *flow.Port) {
+		err = e.start(flow.NewPort(k), &e.env.Counters.UDP, func(p *flow.Port) {
 			defer e.announce(&k, peer, fd).End()
 			udp.ServeAccepted(e.env, p, fd, peer, kept)
-		})
+		}, true)
 	}
 	if errors.Is(err, flow.ErrExists) {
 		udp.Deliver(e.env, &k, first)

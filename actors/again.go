@@ -20,7 +20,7 @@ func (e *Engine) again(run flow.Run) {
 		run.Release()
 		return
 	}
-	k := flow.Key{Guest: pkt.Src, Remote: pkt.Dst, GuestPort: pkt.SrcPort, RemotePort: pkt.DstPort, Proto: uint16(pkt.Proto)}
+	k := keyOf(&pkt)
 	p := e.table.Lookup(&k)
 	if p != nil && p.Gone() {
 		e.table.Remove(p)

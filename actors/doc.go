@@ -16,6 +16,27 @@
 // discovery, segments of unknown connections) go to the service goroutine, whose mailbox is bounded
 // like all others, so that a flood of requests does not slow the flows.
 //
+// # Limits
+//
+// A hostile guest harms only itself. All that it can make us keep is bounded, and where a bound is reached
+// that is counted and logged at most once a minute (flow.Bound).
+//
+//   - Flows: flow.MaxFlows, and as many as there are descriptors for; three quarters of those are for one
+//     kind. A flow costs at most 16 KiB of heap and stacks, sockets apart.
+//   - Flows that nobody has answered give way, the oldest first, when there are too many (flow.Roster):
+//     so a SYN flood or a port scan wears itself out, and others still find room. A TCP connection that is
+//     established and a UDP flow in use never give way. Who asked for a connection and has no answer yet
+//     is not told, and asks again; others are reset.
+//   - Flows that begin: two make their sockets at a time, so that those there are get their turn (door).
+//     512 KiB of frames wait for that, in slabs; what comes beyond that is lost.
+//   - Frames between reader and actors: maxSlabs of 128 KiB, 64 MiB.
+//   - Data that sockets do not take, segments before their turn, fragments: see packages tcp and frag.
+//   - Beside them a fixed part: pools of buffers, the table, the services.
+//
+// What the kernel keeps in the sockets' buffers comes on top, within its own bounds (tcp_rmem, tcp_wmem
+// and tcp_mem, tcp(7)): a guest that does not read or acknowledge leaves data there. One that answers
+// nothing is given up after seven repetitions.
+//
 // # Ending
 //
 // Run ends when its context ends or the link fails. The link is closed first, which ends the

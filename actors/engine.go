@@ -77,8 +77,9 @@ type Engine struct {
 	services services
 	adverts  adverts
 	greeted  atomic.Bool // the guest was
-	full     atomic.Bool // the table is full, and that was logged
 	seen     seen
+	roster   *flow.Roster
+	door     door
 
 	mu    sync.Mutex // between a flow's beginning and the engine's end
 	ended bool       // no more flows
@@ -113,6 +114,10 @@ func New(cfg Config) *Engine {
 		adverts:  newAdverts(),
 		seen:     seen{guest: cfg.Guest, assigned6: cfg.Rules.Assigned6, frozen4: cfg.Frozen4, frozen6: cfg.Frozen6},
 	}
+	e.roster = flow.NewRoster(cfg.Limit)
+	e.door.e = e
+	e.env.GiveWay = func() bool { return e.giveWay(e.roster.Oldest()) }
+	cfg.Limit.OnFull(func() { e.env.GiveWay() })
 	e.env.SetGuestMAC(cfg.GuestMAC)
 	e.env.Present = e.present
 	if t := cfg.Neigh.Neighbours; t != nil {
@@ -230,7 +235,7 @@ func (e *Engine) lose(q tapio.Link) error {
 	b := e.env.Buffer()
 	defer e.env.PutBuffer(b)
 	_, err := q.Read(b[:])
-	e.env.Counters.SlabsOut.Add(1)
+	e.env.Counters.SlabsOut.Reached(e.cfg.Log, "Frames come faster than they are dealt with, some are lost")
 	return err
 }
 
@@ -299,7 +304,7 @@ func (r *reader) find(b []byte, pkt *frame.Packet) *flow.Port {
 		r.src4 = pkt.Src
 		e.seen.note(&r.src4)
 	}
-	k := flow.Key{Guest: pkt.Src, Remote: pkt.Dst, GuestPort: pkt.SrcPort, RemotePort: pkt.DstPort, Proto: uint16(pkt.Proto)}
+	k := keyOf(pkt)
 	switch pkt.Kind {
 	case frame.TCP, frame.UDP, frame.ICMPEcho, frame.ICMPv6Echo, frame.Fragment:
 		if pkt.V6 && !e.cfg.V6 || !pkt.V6 && !e.cfg.V4 {
@@ -339,15 +344,44 @@ func (r *reader) deliver(slab *flow.Slab) {
 	}
 	run.Release()
 	if isService(r.port) {
-		r.e.env.Counters.ServiceDrops.Add(1)
+		r.e.env.Counters.ServiceDrops.Reached(r.e.cfg.Log, "Too many questions at a time, some get no answer")
 	} else {
 		r.e.env.Counters.MailboxFull.Add(1)
 	}
 }
 
+// keyOf returns the key of the flow that a frame, parsed as pkt, belongs to.
+func keyOf(pkt *frame.Packet) flow.Key {
+	return flow.Key{Guest: pkt.Src, Remote: pkt.Dst, GuestPort: pkt.SrcPort, RemotePort: pkt.DstPort, Proto: uint16(pkt.Proto)}
+}
+
 // create makes the flow that the frame b, parsed as pkt, opens, and returns its port; if it opens
-// none, that of the service it is for, or drop.
+// none, or has to wait for that, that of the service it is for, or drop.
 func (e *Engine) create(k *flow.Key, b []byte, pkt *frame.Packet) *flow.Port {
+	var o opening
+	p := e.plan(k, b, pkt, &o)
+	if o.serve == nil {
+		return p
+	}
+	if !e.door.enter(b, pkt) {
+		return drop
+	}
+	if p = e.open(k, &o); p == drop || o.exists {
+		e.door.leave()
+	}
+	return p
+}
+
+// opening is how a flow of the guest's begins.
+type opening struct {
+	serve  func(*flow.Port) // nil: it does not
+	made   *atomic.Uint64   // counts it
+	exists bool             // somebody else was faster
+}
+
+// plan finds out how the flow begins that the frame b, parsed as pkt, opens. If it opens none, plan
+// returns the port of the service the frame is for, or drop.
+func (e *Engine) plan(k *flow.Key, b []byte, pkt *frame.Packet, o *opening) *flow.Port {
 	if p := e.services.claim(pkt); p != nil {
 		return p
 	}
@@ -363,8 +397,6 @@ func (e *Engine) create(k *flow.Key, b []byte, pkt *frame.Packet) *flow.Port {
 		return e.services.refuse
 	}
 	host := addrs.Out(k.Proto, netip.AddrPortFrom(dst, pkt.DstPort))
-	var serve func(*flow.Port)
-	made := &e.env.Counters.ICMP
 	switch pkt.Kind {
 	case frame.TCP:
 		if e.cfg.NoTCP || !unicast(dst) || pkt.DstPort == 0 {
@@ -373,30 +405,40 @@ func (e *Engine) create(k *flow.Key, b []byte, pkt *frame.Packet) *flow.Port {
 		if !tcp.Opens(b[pkt.L4:pkt.End]) {
 			return e.services.refuse
 		}
-		made = &e.env.Counters.TCP
-		serve = func(p *flow.Port) { tcp.Serve(e.env, p, &e.cfg.Host, host) }
+		o.made = &e.env.Counters.TCP
+		o.serve = func(p *flow.Port) { tcp.Serve(e.env, p, &e.cfg.Host, host) }
 	case frame.UDP:
 		if e.cfg.NoUDP || dst.IsUnspecified() || pkt.DstPort == 0 {
 			return drop
 		}
-		made = &e.env.Counters.UDP
-		serve = func(p *flow.Port) { udp.Serve(e.env, p, &e.cfg.Host, host) }
+		o.made = &e.env.Counters.UDP
+		o.serve = func(p *flow.Port) { udp.Serve(e.env, p, &e.cfg.Host, host) }
 	default:
 		if e.cfg.NoICMP || !unicast(dst) {
 			return drop
 		}
-		serve = func(p *flow.Port) { icmp.Serve(e.env, p, &e.cfg.Host, host.Addr()) }
+		o.made = &e.env.Counters.ICMP
+		o.serve = func(p *flow.Port) { icmp.Serve(e.env, p, &e.cfg.Host, host.Addr()) }
 	}
 	if e.cfg.Announce.On() {
-		silent := serve
-		serve = func(p *flow.Port) {
+		silent := o.serve
+		o.serve = func(p *flow.Port) {
 			defer e.cfg.Announce.FromGuest(p.Key(), host).End()
 			silent(p)
 		}
 	}
-	p, err := e.start(k, made, serve)
+	return nil
+}
+
+// open begins the flow k, which was let in, as o says, and returns its port: that of another one if o
+// says so then, drop if there is none.
+func (e *Engine) open(k *flow.Key, o *opening) *flow.Port {
+	p := flow.NewPort(*k)
+	p.OnOpened(e.door.leave)
+	err := e.start(p, o.made, o.serve, false)
 	switch {
 	case errors.Is(err, flow.ErrExists):
+		o.exists = true
 		if p = e.table.Lookup(k); p != nil {
 			return p // made by the host a moment ago
 		}
@@ -407,33 +449,58 @@ func (e *Engine) create(k *flow.Key, b []byte, pkt *frame.Packet) *flow.Port {
 	return p
 }
 
-// start makes the flow k, counts it as made, and has serve run it. All flows begin here. It may be
-// called by anyone; errors are those of flow.Table's Insert, and errEnded.
-func (e *Engine) start(k *flow.Key, made *atomic.Uint64, serve func(*flow.Port)) (*flow.Port, error) {
-	p := flow.NewPort(*k)
-	if k.Proto == frame.ProtoTCP {
+// start has serve run the flow of p, which is new, and counts it as made. All flows begin here. It may
+// be called by anyone; errors are those of flow.Table's Insert, and errEnded.
+func (e *Engine) start(p *flow.Port, made *atomic.Uint64, serve func(*flow.Port), fromHost bool) error {
+	if p.Key().Proto == frame.ProtoTCP {
 		p.OnLost(e.again)
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.ended {
-		return nil, errEnded
+		return errEnded
 	}
-	if err := e.table.Insert(p); err != nil {
-		if errors.Is(err, flow.ErrFull) {
-			e.env.Counters.TableFull.Add(1)
-			if !e.full.Swap(true) {
-				e.cfg.Log.Warn("Flow table is full, new flows are refused", zap.Int("flows", e.cfg.Limit.Len()))
-			}
-		}
-		return nil, err
+	if err := e.admit(p, fromHost); err != nil {
+		return err
 	}
 	made.Add(1)
 	e.flows.Go(func() {
 		defer e.end(p)
 		serve(p)
 	})
-	return p, nil
+	return nil
+}
+
+// admit counts p among the flows. Errors are those of flow.Table's Insert.
+func (e *Engine) admit(p *flow.Port, fromHost bool) error {
+	err := e.table.Insert(p)
+	if errors.Is(err, flow.ErrExists) {
+		return err
+	}
+	var victim *flow.Port
+	ok := false
+	if err == nil {
+		if victim, ok = e.roster.Add(p, fromHost); !ok {
+			e.table.Remove(p)
+		}
+	} // else the limit has seen to it
+	e.giveWay(victim)
+	if !ok {
+		e.env.Counters.TableFull.Reached(e.cfg.Log, "Flow table is full, new flows are refused")
+		return flow.ErrFull
+	}
+	return nil
+}
+
+// giveWay has the flow of p, if it is not nil, end to make room for another one. It reports whether it
+// does.
+func (e *Engine) giveWay(p *flow.Port) bool {
+	if p == nil {
+		return false
+	}
+	e.env.Counters.GaveWay.Reached(e.cfg.Log, "Too many flows without an answer, the oldest give way to others")
+	p.GiveWay()
+	return true
 }
 
 // end is the edge of every flow: whatever its actor did, it is out of the table and its port is
@@ -443,8 +510,10 @@ func (e *Engine) end(p *flow.Port) {
 		e.env.Counters.Panics.Add(1)
 		e.cfg.Log.Error("flow ended by a fault", zap.Any("panic", v), zap.ByteString("stack", debug.Stack()))
 	}
+	e.roster.Remove(p)
 	e.table.Remove(p)
 	p.Close()
+	p.Opened() // if it has not said so
 	if run, ok := p.Left(); ok {
 		e.again(run)
 	}

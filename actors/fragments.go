@@ -2,7 +2,6 @@ package actors
 
 import (
 	"context"
-	"sync/atomic"
 	"time"
 
 	"fusilli/actors/flow"
@@ -75,7 +74,7 @@ func (f *fragments) deliver(b []byte) {
 	}
 	room := f.room()
 	if room == nil {
-		f.e.env.Counters.SlabsOut.Add(1)
+		f.e.env.Counters.SlabsOut.Reached(f.e.cfg.Log, "Frames come faster than they are dealt with, some are lost")
 		return
 	}
 	b = room[:copy(room, b)]
@@ -110,14 +109,10 @@ func (f *fragments) letGo() {
 
 // count carries over what the table has counted itself.
 func (f *fragments) count() {
-	for _, c := range []struct {
-		from *uint64
-		to   *atomic.Uint64
-	}{
-		{&f.table.Expired, &f.e.env.Counters.FragmentsExpired},
-		{&f.table.Evicted, &f.e.env.Counters.FragmentsEvicted},
-	} {
-		c.to.Add(*c.from)
-		*c.from = 0
+	c := &f.e.env.Counters
+	c.FragmentsExpired.Add(f.table.Expired)
+	f.table.Expired = 0
+	for ; f.table.Evicted > 0; f.table.Evicted-- {
+		c.FragmentsEvicted.Reached(f.e.cfg.Log, "Too many incomplete datagrams, the oldest give way to others")
 	}
 }

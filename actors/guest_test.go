@@ -144,6 +144,8 @@ type nicEnd struct {
 	mu       sync.Mutex
 	dispatch stack.NetworkDispatcher
 
+	watch atomic.Pointer[func([]byte)] // if set, is shown each frame to the guest
+
 	closedOut atomic.Int64 // TCP segments of the guest's that closed its window
 	closedIn  atomic.Int64 // TCP segments that closed the translator's
 }
@@ -175,6 +177,9 @@ func (e *nicEnd) read() {
 		}
 		if window(b[:n]) == 0 {
 			e.closedIn.Add(1)
+		}
+		if w := e.watch.Load(); w != nil {
+			(*w)(b[:n])
 		}
 		pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: buffer.MakeWithData(b[frame.VnetLen:n])})
 		e.mu.Lock()

@@ -35,6 +35,7 @@
 //
 // # Limits
 //
-// A connection has no time-out. The number of flows is bounded by Config.Limit. A stream holds up to 64
+// A connection has no time-out. The number of flows is bounded by Config.Limit, where each counts for
+// three descriptors. A stream holds up to 64
 // KiB, or a pipe, of data. Urgent data is passed on as ordinary data.
 package splice

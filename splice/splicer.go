@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"go.uber.org/zap"
-	"golang.org/x/sys/unix"
 
 	"fusilli/actors/flow"
 	"fusilli/actors/sock"
@@ -29,8 +28,9 @@ const (
 const (
 	// spareWatches is the number of watches kept for later.
 	spareWatches = 64
-	// warnPeriod is the time between two warnings of trouble.
-	warnPeriod = flow.Time(time.Minute)
+	// flowFiles is the number of descriptors a flow has: two sockets and a watch. Pipes are had where
+	// possible.
+	flowFiles = 3
 )
 
 // Config says how a Splicer works.
@@ -53,8 +53,8 @@ type Counters struct {
 	TCP, UDP atomic.Uint64 // flows made
 	Bytes    atomic.Uint64 // carried over connections
 	Refused  atomic.Uint64 // connections that the other side refused
-	Full     atomic.Uint64 // flows beyond the limit
-	Failed   atomic.Uint64 // flows for want of descriptors or memory
+	Full     flow.Bound    // flows beyond the limit
+	Failed   flow.Bound    // flows for want of descriptors or memory, or for another fault of ours
 	Lost     atomic.Uint64 // datagrams the other side did not take
 	Panics   atomic.Uint64 // flows that ended by a fault
 }
@@ -68,7 +68,6 @@ type Splicer struct {
 	streams  [2][2]*pool // TCP sockets by side; IPv6 and IPv4
 	packets  [2][2]*pool // UDP sockets likewise
 
-	warned  atomic.Int64 // when trouble was last warned of
 	stopped atomic.Bool
 
 	mu    sync.Mutex
@@ -160,16 +159,14 @@ func (s *Splicer) announce(proto uint16, fd int, to Side, dst netip.AddrPort) *f
 
 // start counts a flow and runs serve in a goroutine with a watch of its own, or else calls refuse.
 func (s *Splicer) start(count *atomic.Uint64, refuse func(), serve func(*watch)) {
-	if !s.cfg.Limit.Take() {
-		if s.counters.Full.Add(1) == 1 {
-			s.cfg.Log.Warn("Too many flows, new ones are refused")
-		}
+	if !s.cfg.Limit.Take(flowFiles) {
+		s.counters.Full.Reached(s.cfg.Log, "Too many flows, new ones are refused")
 		refuse()
 		return
 	}
 	w, err := s.enter()
 	if err != nil {
-		s.cfg.Limit.Give()
+		s.cfg.Limit.Give(flowFiles)
 		if !errors.Is(err, errStopped) {
 			s.troubled("Unable to watch sockets of new flow", err)
 		}
@@ -214,7 +211,7 @@ func (s *Splicer) leave(w *watch) {
 		s.counters.Panics.Add(1)
 		s.cfg.Log.Error("flow ended by a fault", zap.Any("panic", v), zap.ByteString("stack", debug.Stack()))
 	}
-	s.cfg.Limit.Give()
+	s.cfg.Limit.Give(flowFiles)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.live, w)
@@ -258,15 +255,13 @@ func (s *Splicer) spin(w *watch) bool {
 }
 
 // troubled logs why there is no flow. Others' refusals are none of our business, but the lack of
-// descriptors or memory is, and is said once in a while.
+// descriptors or memory is, and is said once in a while; then there may be others that can make room.
 func (s *Splicer) troubled(what string, err error) {
-	s.counters.Failed.Add(1)
-	log := s.cfg.Log.Debug
-	if errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOMEM) || errors.Is(err, unix.ENOBUFS) {
-		now, then := int64(flow.Now())+1, s.warned.Load()
-		if (then == 0 || now-then >= int64(warnPeriod)) && s.warned.CompareAndSwap(then, now) {
-			log = s.cfg.Log.Warn
-		}
+	s.cfg.Log.Debug(what, zap.Error(err))
+	if flow.Exhausted(err) {
+		s.counters.Failed.ReachedBy(s.cfg.Log, what, err)
+		s.cfg.Limit.Press()
+		return
 	}
-	log(what, zap.Error(err))
+	s.counters.Failed.Add(1)
 }

@@ -43,6 +43,10 @@ type Env struct {
 	// nil: all come from OurMAC. It may be called by anyone.
 	MACOf func(*frame.Addr) frame.MAC
 
+	// GiveWay has one flow end that is easily missed, and reports whether there was one; nil: none is.
+	// It may be called by anyone.
+	GiveWay func() bool
+
 	// SYNRetries is how often the SYN of a connection that the host asks for is repeated, and
 	// SYNLinear how many of those come a second apart, before the time between them doubles.
 	SYNRetries, SYNLinear uint8
@@ -81,20 +85,26 @@ type Env struct {
 type Counters struct {
 	Dropped      [frame.NumReasons]atomic.Uint64 // frames from the guest that were refused, by reason
 	MailboxFull  atomic.Uint64                   // runs lost since an actor had not caught up
-	SlabsOut     atomic.Uint64                   // frames lost since no slab was free
-	TableFull    atomic.Uint64                   // flows refused
+	SlabsOut     Bound                           // frames lost since no slab was free
+	TableFull    Bound                           // flows refused
+	GaveWay      Bound                           // flows that have ended to make room for others
+	Crowded      Bound                           // frames lost that would have opened flows, since too many came at a time
+	NoSocket     Bound                           // flows refused for want of descriptors or memory
+	HeldFull     Bound                           // windows that stayed small since all flows together held too much
+	EarlyFull    Bound                           // TCP segments dropped since all flows together kept too much
 	LinkDropped  atomic.Uint64                   // frames to the guest that the link did not take
 	TCP, UDP     atomic.Uint64                   // flows made
 	ICMP         atomic.Uint64
 	Panics       atomic.Uint64 // flows that ended by a panic
 	NoFlow       atomic.Uint64 // TCP segments without a flow
-	ServiceDrops atomic.Uint64 // frames to ARP, NDP and the like that found the mailbox full
+	ServiceDrops Bound         // frames to ARP, NDP and the like that found the mailbox full
 	BadNeigh     atomic.Uint64 // malformed ARP and NDP messages
 	BadDHCP      atomic.Uint64 // malformed DHCP messages
 	BadDHCPv6    atomic.Uint64 // malformed DHCPv6 messages
 
-	Fragments                          [frag.NumOutcomes]atomic.Uint64 // fragments from the guest, by what has become of them
-	FragmentsExpired, FragmentsEvicted atomic.Uint64                   // datagrams that were not complete in time, or gave way to others
+	Fragments        [frag.NumOutcomes]atomic.Uint64 // fragments from the guest, by what has become of them
+	FragmentsExpired atomic.Uint64                   // datagrams that were not complete in time
+	FragmentsEvicted Bound                           // those that gave way to others
 }
 
 // GuestMAC returns the guest's MAC address as last seen.

@@ -24,6 +24,7 @@ const (
 	noteAlarm                // the alarm went off
 	noteWritten              // the socket takes data again, or has failed
 	noteWatching             // a goroutine waits for writability
+	noteGiveWay              // with noteStop: another flow needs the room
 )
 
 // past is a deadline that has passed whenever it is set.
@@ -50,6 +51,15 @@ type Port struct {
 
 	left Run       // see Leave
 	lost func(Run) // see OnLost
+
+	opened func() // see OnOpened
+
+	stage  uint8 // of the actor: what it has told the roster
+	kind   uint8 // see Roster, which guards what follows
+	roster *Roster
+	queue  *queue
+	before *Port // in queue
+	behind *Port
 
 	alarm   *time.Timer
 	alarmAt Time // 0 when none is set
@@ -163,6 +173,18 @@ func (p *Port) drain() {
 // OnLost has f called with each run that was offered, but found no actor any more. f holds the run then.
 // It is called by whoever offers or closes; OnLost is called before anybody else has the port.
 func (p *Port) OnLost(f func(Run)) { p.lost = f }
+
+// OnOpened has f called once, when the actor has its socket or has ended without one. It is called by
+// the actor's goroutine; OnOpened is called before anybody else has the port.
+func (p *Port) OnOpened(f func()) { p.opened = f }
+
+// Opened says that the actor has its socket, or gets none.
+func (p *Port) Opened() {
+	if f := p.opened; f != nil {
+		p.opened = nil
+		f()
+	}
+}
 
 // Recv takes the next run out of the mailbox, if there is one. The caller holds it then.
 func (p *Port) Recv() (Run, bool) {

@@ -77,7 +77,7 @@ func (t *Table) Insert(p *Port) error {
 			return ErrExists
 		}
 	}
-	if !t.limit.Take() {
+	if !t.limit.Take(1) {
 		return ErrFull
 	}
 	t.n++
@@ -96,7 +96,7 @@ func (t *Table) Remove(p *Port) {
 			// p.next stays: a lookup that stands on p finds its way on.
 			link.Store(p.next.Load())
 			t.n--
-			t.limit.Give()
+			t.limit.Give(1)
 			return
 		}
 		link = &q.next

@@ -64,6 +64,7 @@ type Forwarder struct {
 	scans [2]*ports.Scanner
 	limit int // most listeners, of both sides
 
+	Spent    flow.Bound // how often there was no descriptor or memory for what wanted to come in
 	warnings limiter
 
 	mu     sync.Mutex // guards what follows, see the package comment

@@ -202,7 +202,7 @@ func (s *side) accept(l *listener) {
 			case e == unix.EAGAIN:
 				break loop
 			case exhausted(e):
-				s.rest(l)
+				s.rest(l, e)
 				break loop
 			}
 			// Any other error is that of one connection: accept(2).
@@ -214,9 +214,9 @@ func (s *side) accept(l *listener) {
 	}
 }
 
-// rest takes l out of sight for a while. s.mu is held.
-func (s *side) rest(l *listener) {
-	s.f.warn("Can't accept connections: too many open files")
+// rest takes l out of sight for a while, because of e. s.mu is held.
+func (s *side) rest(l *listener, e unix.Errno) {
+	s.f.Spent.ReachedBy(s.f.cfg.Log, "Can't accept connections", e)
 	unix.EpollCtl(s.epfd, unix.EPOLL_CTL_MOD, l.fd, l.event(0)) // or we would be woken at once
 	time.AfterFunc(restTime, func() {
 		s.mu.Lock()

@@ -131,7 +131,12 @@ func (u *udp) open(l *listener, flow *newFlow, d datagram) {
 	if !group && (err == unix.EINVAL || err == unix.EADDRNOTAVAIL) {
 		fd, err = u.connect(l, d, true) // the broadcast address of some network
 	}
-	if err != nil {
+	switch {
+	case err == nil:
+	case exhausted(err):
+		u.s.f.Spent.ReachedBy(u.s.f.cfg.Log, "Couldn't connect flow socket", err)
+		return
+	default:
 		u.s.f.warn("Couldn't connect flow socket: " + reason(err))
 		return
 	}

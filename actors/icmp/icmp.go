@@ -82,7 +82,9 @@ func Serve(env *flow.Env, port *flow.Port, dialer Dialer, dst netip.Addr) {
 		c.pseudo = frame.PseudoSum(&k.Remote, &k.Guest, frame.ProtoICMPv6, 0)
 	}
 	fd, err := dialer.Ping(dst)
+	port.Opened()
 	if err != nil {
+		env.NoSocket("No socket for echo requests", err)
 		refused(env.Log, dst, err)
 		return
 	}
@@ -212,6 +214,7 @@ func (c *conn) reply(buf *[flow.BufferSize]byte, n int, hops uint8) {
 		return
 	}
 	c.last = seq
+	c.port.Answered()
 
 	k := c.port.Key()
 	binary.BigEndian.PutUint16(msg[4:], k.GuestPort)

@@ -121,7 +121,9 @@ type Dialer interface {
 func Serve(env *flow.Env, port *flow.Port, dialer Dialer, host netip.AddrPort) {
 	c := &conn{env: env, port: port, host: host, fd: -1}
 	defer c.close()
-	if c.open(dialer) {
+	ok := c.open(dialer)
+	port.Opened()
+	if ok {
 		c.run()
 	}
 }
@@ -154,7 +156,8 @@ func (c *conn) step() {
 		}
 	}
 	if c.port.Stopped() {
-		c.abort(true)
+		// A guest whose SYN has no answer yet repeats it, when there may be room again.
+		c.abort(!c.port.GivesWay() || c.state != connecting)
 		return
 	}
 	if c.port.Written() {
@@ -252,7 +255,9 @@ func (c *conn) open(dialer Dialer) bool {
 	fd, err := dialer.Dial(c.host)
 	if err != nil {
 		c.env.Log.Debug("connect", zap.Stringer("host", c.host), zap.Error(err))
-		c.sendRST()
+		if !c.env.NoSocket("TCP: Unable to open socket for new connection", err) {
+			c.sendRST()
+		} // or the guest repeats its SYN, when there is room
 		return false
 	}
 	c.fd = fd

@@ -79,7 +79,11 @@ func (c *conn) keep(seq uint32, data []byte, run *flow.Run) {
 // insert makes data piece i and reports whether there is one more.
 func (c *conn) insert(i int, seq uint32, data []byte, run *flow.Run) bool {
 	cost := len(data) + earlyCost
-	if len(c.early.pieces) >= earlyPieces || c.env.Early.Load()+int64(cost) > earlyBudget {
+	if len(c.early.pieces) >= earlyPieces {
+		return false
+	}
+	if c.env.Early.Load()+int64(cost) > earlyBudget {
+		c.env.Counters.EarlyFull.Reached(c.env.Log, "Too many segments before their turn, some are lost")
 		return false
 	}
 	p := piece{seq: seq, cost: cost}

@@ -188,6 +188,7 @@ func (c *conn) guestReset(seq uint32) {
 // establish handles the segment that completes the handshake.
 func (c *conn) establish(seq uint32, tcp frame.TCPHeader) {
 	c.state = established
+	c.port.Settled()
 	c.sndUna = c.sndNxt
 	c.handshake()
 	c.wl1 = seq
@@ -382,6 +383,7 @@ func (c *conn) openWindow(force bool) {
 	room := headroom
 	if c.env.Held.Load() > heldBudget {
 		room = c.mss
+		c.env.Counters.HeldFull.Reached(c.env.Log, "Connections hold too much that their peers do not take, windows are small")
 	}
 	room -= c.heldLen
 	if free := sendRoom(c.fd); free > 0 {

@@ -1,13 +1,10 @@
 package udp
 
 import (
-	"errors"
 	"net/netip"
-	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
-	"golang.org/x/sys/unix"
 
 	"fusilli/actors/flow"
 	"fusilli/actors/sock"
@@ -59,7 +56,9 @@ type conn struct {
 func Serve(env *flow.Env, port *flow.Port, dialer Dialer, host netip.AddrPort) {
 	defer port.Close()
 	c := &conn{env: env, port: port, host: host, fresh: true, ttl: defaultTTL, segLimit: maxRow}
-	if c.open(dialer) {
+	ok := c.open(dialer)
+	port.Opened()
+	if ok {
 		c.run()
 	}
 }
@@ -115,21 +114,12 @@ func (c *conn) take(fd int) bool {
 	return true
 }
 
-// lastWarning is when noSocket has warned, in flow.Time, for the whole process, whose limits are what
-// it warns of.
-var lastWarning atomic.Int64
-
 // noSocket logs that there is no socket. Destinations that cannot be reached are none of our
 // business, but the lack of descriptors or memory is, and is said once in a while.
 func (c *conn) noSocket(err error) {
-	log := c.env.Log.Debug
-	if errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOMEM) || errors.Is(err, unix.ENOBUFS) {
-		now, then := int64(flow.Now())+1, lastWarning.Load()
-		if (then == 0 || now-then >= int64(warnPeriod)) && lastWarning.CompareAndSwap(then, now) {
-			log = c.env.Log.Warn
-		}
-	}
-	log("Dropping datagram with no flow", zap.Stringer("host", c.host), zap.Error(err))
+	const text = "Dropping datagram with no flow"
+	c.env.Log.Debug(text, zap.Stringer("host", c.host), zap.Error(err))
+	c.env.NoSocket(text, err)
 }
 
 // step does all there is to do before the actor sleeps. It reports whether the flow goes on.
@@ -162,7 +152,11 @@ func (c *conn) expiry() flow.Time {
 		answered = c.guestBatch > 0
 	}
 	if answered && (c.hostSeen > 1 || c.guestBatch > 1) {
+		c.port.Settled()
 		return c.lastAt + flow.Time(c.env.UDPStreamTimeout)
+	}
+	if answered {
+		c.port.Answered()
 	}
 	return c.lastAt + flow.Time(c.env.UDPTimeout)
 }

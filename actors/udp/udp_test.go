@@ -675,7 +675,6 @@ func TestFlowWithoutSocketEnds(t *testing.T) {
 func TestOutOfDescriptorsWarnsOnce(t *testing.T) {
 	core, logs := observer.New(zap.InfoLevel)
 	c := &conn{env: &flow.Env{Log: zap.New(core)}}
-	lastWarning.Store(0)
 	for _, e := range []unix.Errno{unix.ENETUNREACH, unix.EMFILE, unix.EMFILE, unix.EACCES} {
 		c.noSocket(os.NewSyscallError("socket", e))
 	}

@@ -1,0 +1,141 @@
+package actors
+
+import (
+	"runtime"
+	"sync"
+
+	"fusilli/actors/flow"
+	"fusilli/tapio/frame"
+)
+
+const (
+	// atDoor is the number of flows of the guest's that make their sockets at a time. None of the calls
+	// for that waits for anything, so that more would not be faster; but the flows that there are
+	// already get their turn once in so many, however many want to begin.
+	atDoor = 1
+	// Frames that open flows and wait for that: as many, and as many bytes of slab.
+	doorFrames = 4096
+	doorBytes  = 512 << 10
+)
+
+// door lets few flows begin at a time: to begin one costs as much as to carry some hundred kilobytes of
+// another. The others wait in the order in which they came, as copies of the frames that open them, and
+// are let in by those who are through. What does not fit is lost; the guest asks again.
+//
+// Any goroutine may use it.
+type door struct {
+	e *Engine
+
+	mu     sync.Mutex
+	inside int
+	queue  []flow.Run // frames that wait, from next on; while there are any, inside is not 0
+	next   int
+	bytes  int
+	slab   *flow.Slab // where the next one goes; nil: none is held
+}
+
+// enter reports whether the flow that the frame b, parsed as pkt, opens may begin now: then leave is to
+// be called when it has. If not, the frame waits or is lost.
+func (d *door) enter(b []byte, pkt *frame.Packet) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.inside < atDoor && len(d.queue) == 0 {
+		d.inside++
+		return true
+	}
+	if len(d.queue)-d.next >= doorFrames || d.bytes+len(b) > doorBytes || !d.wait(b, pkt) {
+		d.e.env.Counters.Crowded.Reached(d.e.cfg.Log, "Too many new flows at a time, some are lost")
+	}
+	return false
+}
+
+// wait adds a copy of b to the queue, if there is a slab for it.
+func (d *door) wait(b []byte, pkt *frame.Packet) bool {
+	var room []byte
+	if d.slab != nil {
+		if room = d.slab.Room(); room == nil {
+			d.letGo()
+		}
+	}
+	if d.slab == nil {
+		if d.slab = d.e.pool.Get(); d.slab == nil {
+			return false
+		}
+		room = d.slab.Room()
+	}
+	start := d.slab.Used()
+	d.slab.Append(copy(room, b), pkt)
+	run := d.slab.Run(start)
+	d.queue = append(d.queue, run)
+	d.bytes += run.Len()
+	return true
+}
+
+// leave says that a flow which was let in has begun, or has not and never will.
+func (d *door) leave() {
+	for {
+		run, ok := d.pop()
+		if !ok {
+			return
+		}
+		runtime.Gosched() // or the next one would take its turn before all others
+		if d.e.begin(&run) {
+			return
+		}
+	}
+}
+
+// pop returns the frame that has waited longest, whose flow is inside then.
+func (d *door) pop() (flow.Run, bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if len(d.queue) == 0 {
+		d.inside--
+		return flow.Run{}, false
+	}
+	run := d.queue[d.next]
+	d.queue[d.next] = flow.Run{}
+	d.next++
+	d.bytes -= run.Len()
+	switch {
+	case d.next == len(d.queue):
+		d.queue, d.next = nil, 0
+		d.letGo()
+	case d.next == doorFrames:
+		d.queue, d.next = append([]flow.Run(nil), d.queue[d.next:]...), 0
+	}
+	return run, true
+}
+
+func (d *door) letGo() {
+	if d.slab != nil {
+		d.slab.Release()
+		d.slab = nil
+	}
+}
+
+// begin makes the flow that run, of one frame, opens, and reports whether it has begun. The run is used
+// up.
+func (e *Engine) begin(run *flow.Run) bool {
+	var v flow.View
+	var pkt frame.Packet
+	at := *run
+	if !at.Next(&v) || frame.Parse(v.Frame, &pkt) != frame.OK {
+		run.Release()
+		return false
+	}
+	k := keyOf(&pkt)
+	p := e.table.Lookup(&k)
+	begun := false
+	if p == nil {
+		var o opening
+		if p = e.plan(&k, v.Frame, &pkt, &o); o.serve != nil {
+			p = e.open(&k, &o)
+			begun = p != drop && !o.exists
+		}
+	}
+	if p == drop || p.Gone() || !p.Offer(*run) {
+		run.Release()
+	}
+	return begun
+}

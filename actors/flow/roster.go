@@ -1,0 +1,216 @@
+package flow
+
+import (
+	"sync"
+
+	"fusilli/tapio/frame"
+)
+
+// Flows of one kind that were not answered yet, or only once: at most so many, and at most a quarter of
+// all flows. Sockets that wait for an answer cost as much as others, and what asks without end, a scan
+// or a flood, is all there is of most of them.
+const (
+	maxHalfOpen   = 8192 // TCP connections that are not established
+	maxUnanswered = 4096 // UDP flows; the kernel looks through all with one port when one more is bound to it
+	maxEchoes     = 1024
+)
+
+// kinds of flows, each with limits of its own.
+const (
+	tcpOut = iota
+	tcpIn
+	udpOut
+	udpIn
+	echo
+	numKinds
+)
+
+// Roster knows the flows there are by their kinds, and which of them are easily missed: first those that
+// were asked once and have answered, then those that nobody has answered. When there are too many of a
+// kind, the oldest of them gives way to the next one, so that a flood wears itself out and others still
+// find room. A flow that is settled never gives way.
+//
+// Any goroutine may use it.
+type Roster struct {
+	limit *Limit
+	most  int // flows of one kind
+
+	mu    sync.Mutex
+	kinds [numKinds]kind
+}
+
+type kind struct {
+	n                 int
+	max               int // in both queues
+	waiting, answered queue
+}
+
+// NewRoster returns an empty roster of flows that count against limit.
+func NewRoster(limit *Limit) *Roster {
+	r := &Roster{limit: limit, most: int(limit.max)}
+	if r.most >= 1024 {
+		r.most -= r.most / 4 // the others need some
+	}
+	for i, max := range []int{tcpOut: maxHalfOpen, tcpIn: maxHalfOpen, udpOut: maxUnanswered, udpIn: maxUnanswered, echo: maxEchoes} {
+		r.kinds[i].max = max
+		if quarter := int(limit.max) / 4; quarter > 0 {
+			r.kinds[i].max = min(max, quarter)
+		}
+	}
+	return r
+}
+
+func kindOf(p *Port, fromHost bool) uint8 {
+	k := uint8(echo)
+	switch p.key.Proto {
+	case frame.ProtoTCP:
+		k = tcpOut
+	case frame.ProtoUDP:
+		k = udpOut
+	default:
+		return k
+	}
+	if fromHost {
+		k++
+	}
+	return k
+}
+
+// Add adds p, which has just begun and was counted by the roster's limit, and returns the flow that is
+// to give way to it, or nil. It returns false if there are too many flows of p's kind already.
+func (r *Roster) Add(p *Port, fromHost bool) (victim *Port, ok bool) {
+	p.kind = kindOf(p, fromHost)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	k := &r.kinds[p.kind]
+	switch {
+	case k.n >= r.most:
+		return k.oldest(), false
+	case k.waiting.n+k.answered.n >= k.max:
+		victim = k.oldest()
+	case r.limit.scarce():
+		victim = r.oldest() // in good time: it takes a moment to end
+	}
+	k.n++
+	p.roster = r
+	k.waiting.add(p)
+	return victim, true
+}
+
+// Remove removes p, if it is there.
+func (r *Roster) Remove(p *Port) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if p.roster == nil {
+		return
+	}
+	p.roster = nil
+	r.kinds[p.kind].n--
+	p.leaveQueue()
+}
+
+// Oldest returns a flow that is to give way, so that there is room for another; nil if none is to.
+func (r *Roster) Oldest() *Port {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.oldest()
+}
+
+// oldest returns that of the kind that has most.
+func (r *Roster) oldest() *Port {
+	best := &r.kinds[0]
+	for i := range r.kinds {
+		if k := &r.kinds[i]; k.waiting.n+k.answered.n > best.waiting.n+best.answered.n {
+			best = k
+		}
+	}
+	return best.oldest()
+}
+
+func (k *kind) oldest() *Port {
+	p := k.answered.first
+	if p == nil {
+		p = k.waiting.first
+	}
+	if p != nil {
+		p.leaveQueue()
+	}
+	return p
+}
+
+// Stages of a flow, of which the actor knows the one it has told.
+const (
+	stageWaiting = iota
+	stageAnswered
+	stageSettled
+)
+
+// Answered notes that the flow was answered: it is missed less than others. Only the actor calls it.
+func (p *Port) Answered() { p.reach(stageAnswered) }
+
+// Settled notes that both sides have agreed on the flow, which gives way to no other from here on. Only
+// the actor calls it.
+func (p *Port) Settled() { p.reach(stageSettled) }
+
+func (p *Port) reach(stage uint8) {
+	if p.stage >= stage {
+		return
+	}
+	p.stage = stage
+	r := p.roster
+	if r == nil {
+		return // a flow that counts for nothing
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if p.queue == nil {
+		return // it is on its way out
+	}
+	p.leaveQueue()
+	if stage == stageAnswered {
+		r.kinds[p.kind].answered.add(p)
+	}
+}
+
+// GiveWay tells the actor to end, to make room for another flow. Any goroutine may call it.
+func (p *Port) GiveWay() { p.note(noteStop | noteGiveWay) }
+
+// GivesWay reports whether the actor was told to end for that reason.
+func (p *Port) GivesWay() bool { return p.notes.Load()&noteGiveWay != 0 }
+
+// queue is flows in the order in which they were added. The roster's mutex guards it.
+type queue struct {
+	first, last *Port
+	n           int
+}
+
+func (q *queue) add(p *Port) {
+	p.queue, p.before, p.behind = q, q.last, nil
+	if q.last != nil {
+		q.last.behind = p
+	} else {
+		q.first = p
+	}
+	q.last = p
+	q.n++
+}
+
+// leaveQueue takes p out of the queue it is in, if any.
+func (p *Port) leaveQueue() {
+	q := p.queue
+	if q == nil {
+		return
+	}
+	if p.before != nil {
+		p.before.behind = p.behind
+	} else {
+		q.first = p.behind
+	}
+	if p.behind != nil {
+		p.behind.before = p.before
+	} else {
+		q.last = p.before
+	}
+	p.queue, p.before, p.behind = nil, nil, nil
+	q.n--
+}

@@ -1,0 +1,185 @@
+package flow
+
+import (
+	"testing"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
+	"golang.org/x/sys/unix"
+
+	"fusilli/tapio/frame"
+)
+
+// flowsOf adds n flows of proto to r.
+func flowsOf(t *testing.T, r *Roster, proto uint16, fromHost bool, n int) (ports, victims []*Port) {
+	t.Helper()
+	for i := range n {
+		k := key(i)
+		k.Proto = proto
+		p := NewPort(k)
+		victim, ok := r.Add(p, fromHost)
+		if !ok {
+			t.Fatalf("flow %d is refused", i)
+		}
+		ports = append(ports, p)
+		if victim != nil {
+			victims = append(victims, victim)
+		}
+	}
+	return ports, victims
+}
+
+func TestOldestUnansweredFlowsGiveWay(t *testing.T) {
+	r := NewRoster(NewLimit(1000))
+	ports, victims := flowsOf(t, r, frame.ProtoTCP, false, 300)
+	if len(victims) != 50 {
+		t.Fatalf("%d of 300 have given way, want 50: a quarter of 1000 may be half-open", len(victims))
+	}
+	for i, p := range victims {
+		if p != ports[i] {
+			t.Fatalf("victim %d is another one than the %d-th flow", i, i)
+		}
+	}
+	// Others are no matter.
+	for _, other := range []struct {
+		proto    uint16
+		fromHost bool
+	}{{frame.ProtoTCP, true}, {frame.ProtoUDP, false}, {frame.ProtoUDP, true}, {frame.ProtoICMP, false}} {
+		if _, victims := flowsOf(t, r, other.proto, other.fromHost, 250); len(victims) != 0 {
+			t.Errorf("%d flows of another kind have given way", len(victims))
+		}
+	}
+}
+
+func TestSettledFlowsStay(t *testing.T) {
+	r := NewRoster(NewLimit(1000))
+	ports, _ := flowsOf(t, r, frame.ProtoUDP, false, 250)
+	for _, p := range ports[:100] {
+		p.Settled()
+	}
+	for _, p := range ports[200:] {
+		p.Answered()
+		p.Answered()
+	}
+	_, victims := flowsOf(t, r, frame.ProtoUDP, false, 300)
+	want := append(append([]*Port(nil), ports[200:]...), ports[100:200]...) // the answered ones first
+	if len(victims) != 200 {
+		t.Fatalf("%d have given way, want 200", len(victims))
+	}
+	for i, p := range want {
+		if victims[i] != p {
+			t.Fatalf("victim %d is not the right one", i)
+		}
+	}
+	for _, p := range ports {
+		r.Remove(p)
+		r.Remove(p) // no effect
+	}
+	for i := range 300 {
+		if r.Oldest() == nil {
+			if i != 250 {
+				t.Fatalf("%d flows were left to give way, want 250", i)
+			}
+			return
+		}
+	}
+	t.Error("more flows give way than there are")
+}
+
+func TestOneKindLeavesRoomForOthers(t *testing.T) {
+	limit := NewLimit(1024)
+	tab, r := NewTable(limit), NewRoster(limit)
+	refused := 0
+	for i := range 1024 {
+		k := key(i)
+		k.Proto = frame.ProtoTCP
+		p := NewPort(k)
+		if err := tab.Insert(p); err != nil {
+			t.Fatal(err)
+		}
+		if _, ok := r.Add(p, false); !ok {
+			refused++
+			tab.Remove(p)
+			continue
+		}
+		p.Settled()
+	}
+	if refused != 256 {
+		t.Errorf("%d connections of 1024 are refused, want 256", refused)
+	}
+	if _, victims := flowsOf(t, r, frame.ProtoUDP, false, 1); len(victims) != 0 {
+		t.Error("a flow of UDP costs another one its place")
+	}
+}
+
+// TestFlowsGiveWayBeforeThereIsNoRoom: it takes them a moment to end.
+func TestFlowsGiveWayBeforeThereIsNoRoom(t *testing.T) {
+	limit := NewLimit(6400)
+	tab, r := NewTable(limit), NewRoster(limit)
+	var victims int
+	for i := range 6400 {
+		k := key(i)
+		k.Proto = frame.ProtoTCP
+		p := NewPort(k)
+		if err := tab.Insert(p); err != nil {
+			t.Fatal(err)
+		}
+		victim, ok := r.Add(p, i%2 == 0)
+		if !ok {
+			t.Fatalf("flow %d is refused", i)
+		}
+		if i >= 100 {
+			p.Settled()
+		}
+		if victim != nil {
+			if victims++; i < 6300 {
+				t.Fatalf("flow %d costs another one its place", i)
+			}
+		}
+	}
+	if victims == 0 {
+		t.Error("none has given way")
+	}
+}
+
+func TestLimitOfDescriptors(t *testing.T) {
+	l := NewFileLimit(100, 10)
+	pressed := 0
+	l.OnFull(func() { pressed++ })
+	for range 3 {
+		if !l.Take(3) {
+			t.Fatal("refused")
+		}
+	}
+	if l.Take(3) || pressed != 1 {
+		t.Errorf("12 descriptors of 10 are given out, or nobody was told (%d)", pressed)
+	}
+	if !l.Take(1) || l.Len() != 4 {
+		t.Error("the last one was refused")
+	}
+	l.Give(3)
+	if !l.Take(3) {
+		t.Error("refused what was given back")
+	}
+}
+
+func TestLimitIsLoggedOnceAMinute(t *testing.T) {
+	core, logs := observer.New(zap.InfoLevel)
+	log := zap.New(core)
+	var b Bound
+	for range 1000 {
+		b.Reached(log, "full")
+	}
+	if logs.Len() != 1 || b.Load() != 1000 {
+		t.Fatalf("%d messages, %d counted", logs.Len(), b.Load())
+	}
+	b.told.Add(-int64(boundPeriod)) // a minute later
+	b.ReachedBy(log, "full", unix.EMFILE)
+	b.ReachedBy(log, "full", unix.EMFILE)
+	if logs.Len() != 2 || logs.All()[1].ContextMap()["times"] != uint64(1001) {
+		t.Errorf("%v", logs.All())
+	}
+	if n := testing.AllocsPerRun(100, func() { b.Reached(log, "full") }); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+}
