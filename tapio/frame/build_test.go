@@ -57,10 +57,16 @@ func TestSumLengths(t *testing.T) {
 	}
 }
 
+// beyond is the length of a buffer that no cache holds.
+const beyond = 64 << 20
+
 func BenchmarkSum(b *testing.B) {
-	for _, n := range []int{20, 1460, 65480} {
+	for _, n := range []int{20, 1460, 65480, beyond} {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
 			buf := make([]byte, n)
+			for i := range buf {
+				buf[i] = byte(i) // or all of it is the same page of zeros
+			}
 			b.SetBytes(int64(n))
 			for b.Loop() {
 				Sum(buf, 0)
@@ -71,10 +77,17 @@ func BenchmarkSum(b *testing.B) {
 
 // BenchmarkCopy is what memory allows, to hold BenchmarkSum against.
 func BenchmarkCopy(b *testing.B) {
-	src, dst := make([]byte, 65480), make([]byte, 65480)
-	b.SetBytes(int64(len(src)))
-	for b.Loop() {
-		copy(dst, src)
+	for _, n := range []int{65480, beyond} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			src, dst := make([]byte, n), make([]byte, n)
+			for i := range src {
+				src[i], dst[i] = byte(i), byte(i)
+			}
+			b.SetBytes(int64(n))
+			for b.Loop() {
+				copy(dst, src)
+			}
+		})
 	}
 }
 

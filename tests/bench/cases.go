@@ -106,7 +106,7 @@ func cases(length time.Duration) []benchCase {
 	for _, mtu := range []int{65520, 1500} {
 		list = append(list, benchCase{name: fmt.Sprintf("machine-%d", mtu), mtu: mtu, machine: true, alone: machine(mtu, length)})
 	}
-	return list
+	return append(list, streamCases(length)...)
 }
 
 // ends starts a server in far and then a client in the target.

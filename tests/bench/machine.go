@@ -39,6 +39,25 @@ func guestImage(chosen []benchCase) ([]string, error) {
 // passt is the program beside im's that is called passt.
 func (im impl) passt() string { return filepath.Join(filepath.Dir(im.path), "passt") }
 
+// startPasst starts im's passt on the bed's host and waits for its socket.
+func (im impl) startPasst(ctx context.Context, b *bed.Bed, mtu int, socket string) (*bed.Process, error) {
+	proc, err := b.Host.Spawn(bed.Nobody, exec.Command(im.passt(), "-f", "-q", "--no-map-gw", "-m", strconv.Itoa(mtu), "-s", socket))
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	err = bed.Wait(ctx, "socket", func() (bool, error) {
+		_, err := os.Stat(socket)
+		return err == nil, nil
+	})
+	if err != nil {
+		proc.Stop(5 * time.Second)
+		return nil, fmt.Errorf("%w: %s", err, proc.Stderr())
+	}
+	return proc, nil
+}
+
 // machine returns the case of a guest in QEMU with the given MTU: it boots once, and does all. Under
 // emulation the guest is the slow one, and the figure that counts is the translator's CPU time.
 func machine(mtu int, d time.Duration) func(context.Context, impl, *bed.Bed, string) ([]figure, error) {
@@ -52,20 +71,13 @@ func machine(mtu int, d time.Duration) func(context.Context, impl, *bed.Bed, str
 			return nil, err
 		}
 		socket := filepath.Join(dir, "socket")
-		proc, err := b.Host.Spawn(bed.Nobody, exec.Command(im.passt(), "-f", "-q", "--no-map-gw", "-m", strconv.Itoa(mtu), "-s", socket))
+		proc, err := im.startPasst(ctx, b, mtu, socket)
 		if err != nil {
 			return nil, err
 		}
 		defer proc.Stop(5 * time.Second)
 		ctx, cancel := context.WithTimeout(ctx, bootLimit+6*d)
 		defer cancel()
-		err = bed.Wait(ctx, "socket", func() (bool, error) {
-			_, err := os.Stat(socket)
-			return err == nil, nil
-		})
-		if err != nil {
-			return nil, fmt.Errorf("%w: %s", err, proc.Stderr())
-		}
 		vm, err := guest.Start(ctx, guest.Config{
 			Image:  &guest.Image{Kernel: os.Getenv(kernelVar), Initrd: os.Getenv(initrdVar)},
 			Socket: socket,
