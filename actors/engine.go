@@ -295,6 +295,9 @@ func (r *reader) tellMAC(m frame.MAC) {
 // none.
 func (r *reader) find(b []byte, pkt *frame.Packet) *flow.Port {
 	e := r.e
+	if pkt.Kind == frame.TooBig { // and its source need not be the guest
+		return e.services.refuse
+	}
 	if pkt.V6 {
 		if pkt.Src != r.src6 && e.cfg.V6 {
 			r.src6 = pkt.Src

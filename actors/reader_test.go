@@ -78,6 +78,8 @@ func FuzzReader(f *testing.F) {
 	first, rest := seed(false, 17, udp[:8]...), seed(false, 17, []byte("rest")...)
 	first[frame.L3Off+6], rest[frame.L3Off+7] = 0x20, 1
 	f.Add(row(rest, first))
+	quote := seed(false, 6, data...)[frame.L3Off:]
+	f.Add(row(seed(false, 6, syn...), seed(false, 1, append([]byte{3, 4, 0, 0, 0, 0, 5, 0}, quote...)...)))
 	f.Add(row(arp, vlan, fragment, gso, nil, make([]byte, 9), make([]byte, frame.VnetLen)))
 	alias4, alias6 := netip.MustParseAddr("10.0.2.2"), netip.MustParseAddr("fd00::2")
 

@@ -22,7 +22,7 @@ import (
 // that a flood of one kind of question costs the others nothing.
 type services struct {
 	neigh  *flow.Port // ARP and NDP
-	refuse *flow.Port // TCP segments of no connection, and what we answer for others
+	refuse *flow.Port // TCP segments of no connection, what we answer for others, and what routers say
 	dhcp   *flow.Port // nil: there is no server
 	dhcpv6 *flow.Port // nil: there is no server
 
@@ -169,6 +169,10 @@ func (e *Engine) answerNeigh(v *flow.View, pkt *frame.Packet, out []byte) int {
 }
 
 func (e *Engine) answerStray(v *flow.View, pkt *frame.Packet, out []byte) int {
+	if pkt.Kind == frame.TooBig {
+		e.tooBig(v.Frame, pkt)
+		return 0
+	}
 	addrs := e.Rules()
 	switch addrs.Gate(uint16(pkt.Proto), netip.AddrPortFrom(frame.NetIP(pkt.Dst), pkt.DstPort)) {
 	case rules.Refused:
@@ -181,6 +185,18 @@ func (e *Engine) answerStray(v *flow.View, pkt *frame.Packet, out []byte) int {
 	}
 	e.env.Counters.NoFlow.Add(1)
 	return tcp.Refuse(e.env, v.Frame, pkt, out)
+}
+
+// tooBig tells the connection that the message b of a router, parsed as pkt, is about.
+func (e *Engine) tooBig(b []byte, pkt *frame.Packet) {
+	q, ok := frame.QuotedTCP(b, pkt)
+	if !ok {
+		return
+	}
+	k := flow.Key{Guest: q.Dst, Remote: q.Src, GuestPort: q.DstPort, RemotePort: q.SrcPort, Proto: frame.ProtoTCP}
+	if p := e.table.Lookup(&k); p != nil {
+		p.TooBig(q.Seq, q.MTU)
+	}
 }
 
 func (e *Engine) answerDHCP(v *flow.View, pkt *frame.Packet, out []byte) int {

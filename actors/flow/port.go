@@ -25,6 +25,7 @@ const (
 	noteWritten              // the socket takes data again, or has failed
 	noteWatching             // a goroutine waits for writability
 	noteGiveWay              // with noteStop: another flow needs the room
+	noteTooBig               // see TooBig
 )
 
 // past is a deadline that has passed whenever it is set.
@@ -32,7 +33,7 @@ var past = time.Unix(1, 0)
 
 // Port is how the world reaches a flow's actor: its mailbox, its doorbell and its host socket.
 //
-// Offer, Stop and Key may be called by anyone, everything else only by the actor.
+// Offer, Stop, TooBig and Key may be called by anyone, everything else only by the actor.
 type Port struct {
 	key  Key
 	next atomic.Pointer[Port]
@@ -42,6 +43,8 @@ type Port struct {
 	notes atomic.Uint32
 	gone  atomic.Bool
 	waits atomic.Bool // it is among Env.waiting
+
+	tooBig atomic.Uint64 // see TooBig
 
 	file  *os.File
 	raw   syscall.RawConn
@@ -98,6 +101,23 @@ func (p *Port) Offer(r Run) bool {
 
 // Stop tells the actor to end. It may be called more than once.
 func (p *Port) Stop() { p.note(noteStop) }
+
+// TooBig tells the actor that a router behind the guest has refused the segment that begins at seq, since it
+// cannot forward packets of more than mtu bytes; 0: it does not say. Anyone may call it. Of several calls that
+// the actor has not seen yet the last one counts.
+func (p *Port) TooBig(seq uint32, mtu int) {
+	p.tooBig.Store(uint64(seq)<<32 | uint64(uint32(mtu)))
+	p.note(noteTooBig)
+}
+
+// Refused returns what TooBig was called with since the last call, if it was.
+func (p *Port) Refused() (seq uint32, mtu int, ok bool) {
+	if !p.take(noteTooBig) {
+		return 0, 0, false
+	}
+	v := p.tooBig.Load()
+	return uint32(v >> 32), int(uint32(v)), true
+}
 
 func (p *Port) note(n uint32) {
 	p.notes.Or(n)

@@ -14,6 +14,7 @@ import (
 )
 
 const (
+	leastMSS   = 64      // segments are no shorter, whatever the guest or its routers say
 	defaultMSS = 536     // RFC 9293, section 3.7.1: what a SYN without the option means
 	ourScale   = 8       // window scale we announce: windows up to 16 MiB
 	maxWindow  = 1 << 20 // advertised; what fits a mailbox
@@ -163,6 +164,9 @@ func (c *conn) step() {
 	if c.port.Written() {
 		c.written()
 	}
+	if seq, mtu, ok := c.port.Refused(); ok {
+		c.tooBig(seq, mtu)
+	}
 	if c.port.Alarmed() {
 		c.port.AlarmDone()
 		c.onTime(flow.Now())
@@ -226,7 +230,7 @@ func (c *conn) synced(v *flow.View) {
 	if opt.MSS != 0 {
 		c.mss = int(opt.MSS)
 	}
-	c.mss = min(max(c.mss, 64), c.maxPayload)
+	c.mss = min(max(c.mss, leastMSS), c.maxPayload)
 	c.guestScale, c.scale = 0, 0
 	if opt.HaveScale {
 		c.guestScale, c.scale = opt.Scale, ourScale

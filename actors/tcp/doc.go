@@ -18,6 +18,10 @@
 // grow only if it was full at times. A peer that stops reading thus fills the send buffer, then the
 // headroom, and then closes the guest's window.
 //
+// Segments to the guest are as long as its SYN has said, until a router behind it says that they are too big
+// (RFC 1191, RFC 8201): then they are shorter, for as long as the connection lasts. Towards the host that is
+// the kernel's business.
+//
 // Control is translated one to one: SYN and connect, FIN and shutdown or end of file, RST and a
 // reset. A guest's FIN is acknowledged only when the peer has acknowledged everything up to and
 // including ours, so that a guest that lingers learns the truth; but at last when it was repeated

@@ -14,6 +14,7 @@ const (
 	ICMPEcho               // ICMP echo request
 	ICMPv6Echo             // ICMPv6 echo request
 	NDP                    // router or neighbour solicitation or advertisement
+	TooBig                 // ICMP or ICMPv6: a router behind the guest cannot forward a packet of ours; see QuotedTCP
 	Fragment               // a fragment of an IP packet; only L4, where its data begins, means something
 )
 
@@ -44,7 +45,7 @@ type Packet struct {
 // Parse fills p from the frame in b and returns OK, or the reason to drop it; p is undefined then.
 //
 // It trusts no length in the frame and never reads past b. Frames that are taken: ARP, and IP
-// packets with TCP, UDP, echo requests and NDP, or fragments of any protocol, whose addresses a guest
+// packets with TCP, UDP, echo requests, NDP and what routers say about packets that are too big, or fragments of any protocol, whose addresses a guest
 // may use. For UDP the length field is ignored: a packet of several datagrams (GSO) has none that
 // would fit, and the IP header has said it already. A source of 0.0.0.0 is accepted to UDP port
 // 67 only, :: in NDP only.
@@ -318,13 +319,14 @@ func (p *Packet) udp(b []byte) Reason {
 	return OK
 }
 
-// echo parses the ICMP header at L4, which must be an echo request. b ends where the packet does.
+// echo parses the ICMP header at L4, which must be an echo request, or say that a packet is too big. b ends where the packet does.
 func (p *Packet) echo(b []byte, kind Kind, request uint8, unspecified, multicast bool) Reason {
 	h := b[p.L4:]
 	if len(h) < ICMPLen {
 		return DropICMPShort
 	}
-	if h[0] != request || h[1] != 0 {
+	tooBig := kind == ICMPEcho && h[0] == 3 && h[1] == 4 || kind == ICMPv6Echo && h[0] == 2 && h[1] == 0
+	if (h[0] != request || h[1] != 0) && !tooBig {
 		return DropICMPType
 	}
 	if unspecified {
@@ -332,6 +334,10 @@ func (p *Packet) echo(b []byte, kind Kind, request uint8, unspecified, multicast
 	}
 	if multicast {
 		return DropMulticast
+	}
+	if tooBig {
+		p.Kind, p.Payload, p.SrcPort, p.DstPort = TooBig, p.L4+ICMPLen, 0, 0
+		return OK
 	}
 	p.SrcPort, p.DstPort = binary.BigEndian.Uint16(h[4:]), 0
 	p.Kind, p.Payload = kind, p.L4+ICMPLen
