@@ -107,6 +107,8 @@ func openGuest(cfg *config.Config, env *process.Env, log *zap.Logger) (tapio.Lin
 		return nil, err
 	}
 	switch {
+	case cfg.VM.Packets:
+		return tapio.NewPackets(fd)
 	case cfg.Mode == config.Pasta:
 		return tapio.TakeTap(fd, tapio.TapOptions{})
 	case cfg.FD >= 0:

@@ -57,6 +57,14 @@ func launchSlirp(start *process.Start, cfg *config.Config, o *slirp.Options, spe
 		defer f.Close()
 		start.Pass(f)
 	}
+	if o.BESS {
+		f, err := acceptBESS(o.Target)
+		if err != nil {
+			return fail(err.Error())
+		}
+		defer f.Close()
+		start.Pass(f)
+	}
 	spec.Renounce = o.Sandbox
 	// Root stays root.
 	spec.RunAs = &process.User{UID: os.Geteuid(), GID: os.Getegid()}
@@ -136,23 +144,53 @@ func inherited(fd int, name string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), name), nil
 }
 
-// listenAPI opens the API socket. One that was left there is replaced.
+// listenAPI opens the API socket.
 func listenAPI(path string) (*os.File, error) {
+	fd, err := listenAt(path, unix.SOCK_STREAM|unix.SOCK_NONBLOCK)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), apiName), nil
+}
+
+// acceptBESS waits for a machine that connects to path, as User Mode Linux does, and returns the
+// connection. Nobody else can connect then. The socket stays there.
+func acceptBESS(path string) (*os.File, error) {
+	l, err := listenAt(path, unix.SOCK_SEQPACKET)
+	if err != nil {
+		return nil, fmt.Errorf("cannot bind BESS socket %s: %s", path, process.Reason(err))
+	}
+	defer unix.Close(l)
+	warn([]string{"Waiting for connection to " + path})
+	for {
+		fd, _, err := unix.Accept4(l, unix.SOCK_CLOEXEC)
+		switch err {
+		case nil:
+			return os.NewFile(uintptr(fd), guestName), nil
+		case unix.EINTR, unix.ECONNABORTED:
+		default:
+			return nil, fmt.Errorf("cannot accept on BESS socket %s: %s", path, process.Reason(err))
+		}
+	}
+}
+
+// listenAt opens a listening socket at path. One that was left there is replaced.
+func listenAt(path string, kind int) (int, error) {
 	if st, err := os.Lstat(path); err == nil && st.Mode()&os.ModeSocket != 0 {
 		os.Remove(path) // or bind says why not
 	}
-	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	fd, err := unix.Socket(unix.AF_UNIX, kind|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return nil, err
+		return -1, err
 	}
 	if err = unix.Bind(fd, &unix.SockaddrUnix{Name: path}); err == nil {
 		err = unix.Listen(fd, unix.SOMAXCONN)
 	}
 	if err != nil {
 		unix.Close(fd)
-		return nil, err
+		return -1, err
 	}
-	return os.NewFile(uintptr(fd), apiName), nil
+	return fd, nil
 }
 
 // api is the API socket of a translator; nil: none.

@@ -75,8 +75,9 @@ func translate(ctx context.Context, cfg *config.Config, env *process.Env, log *z
 	ec.Announce = flow.NewAnnouncer(log)
 	stream, _ := link.(*tapio.Stream)
 	if stream != nil {
-		ec.Gate, ec.Fragment = stream, true
+		ec.Gate = stream
 	}
+	ec.Fragment = cfg.Mode == config.Passt
 	ec.Limit = flowLimit(openFiles())
 	engine := actors.New(ec)
 	if stream != nil {

@@ -164,6 +164,7 @@ type Target struct {
 type VM struct {
 	Socket          string // path; empty: the first free of the usual ones, or Config.FD
 	OneOff          bool   // end after the first client
+	Packets         bool   // of a connected socket: it is SOCK_SEQPACKET, each packet a frame
 	RepairPath      string // of the socket for passt-repair; empty: Socket + ".repair"
 	NoRepair        bool   // no such socket
 	MigrateExit     bool   // end after a migration to elsewhere

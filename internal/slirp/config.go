@@ -36,9 +36,14 @@ func (o *Options) Guest() netip.Addr { return o.Addr(guestNumber) }
 // Config returns what the translator is to do. Neither help nor version was asked for.
 func (o *Options) Config() *config.Config {
 	c := config.Defaults(config.Pasta)
+	if o.BESS {
+		c = config.Defaults(config.Passt)
+		c.VM.Packets = true
+	} else {
+		c.Target = o.target()
+	}
 	c.Warnings = o.Warnings
 	c.Foreground = true
-	c.Target = o.target()
 	c.TapName, c.GuestMAC, c.MTU = o.Tap, o.MAC, o.MTU
 	c.ConfigNet, c.Autoconf = o.Configure, true
 	c.DNS = config.DNS{NoSearch: true, Announce: !o.NoDNS, None: o.NoDNS}

@@ -14,11 +14,12 @@ import (
 type Options struct {
 	Help, Version bool // show that and exit; nothing else is set
 
-	Target string // PID, or path with NetNSIsPath
+	Target string // PID, or path with NetNSIsPath or BESS
 	Tap    string // name of the interface
 
 	NetNSIsPath bool
 	UserNSPath  string // empty: by the PID, or none
+	BESS        bool   // no namespace: a machine connects to a socket at Target, see config.VM
 
 	Configure    bool
 	MTU          int // bytes
@@ -38,11 +39,13 @@ type Options struct {
 	OutboundIfV6 string
 
 	Warnings []string // one line each
+
+	netNSType bool // --netns-type was given
 }
 
 const (
-	maxMTU     = 65521
-	maxSockets = 107 // sun_path of unix(7), without the NUL
+	maxMTU    = 65521
+	maxSocket = 107 // sun_path of unix(7), without the NUL
 )
 
 // UsageError is a command line to be answered with the help text, both on standard error, and
@@ -86,7 +89,7 @@ var table = []option{
 	{0, "disable-dns", "", "no resolver at 10.0.2.3",
 		func(o *Options, _ string) error { o.NoDNS = true; return nil }},
 	{0, "macaddress", "MAC", "hardware address of the interface, with -c only", setMAC},
-	{0, "target-type", "TYPE", "what to connect: netns (default=netns)", setTargetType},
+	{0, "target-type", "TYPE", "what to connect: netns, or bess: whoever connects to the socket PATH, with a frame in each packet (default=netns)", setTargetType},
 	{'h', "help", "", "show this help and exit",
 		func(o *Options, _ string) error { o.Help = true; return nil }},
 	{'v', "version", "", "show the version and exit",
@@ -116,6 +119,9 @@ func Parse(argv []string) (*Options, error) {
 		o.Warnings = append(o.Warnings, fmt.Sprintf("too many arguments, %d of them are ignored", len(words)-2))
 	}
 	o.Target = words[0]
+	if o.BESS {
+		return o, o.checkBESS(len(words))
+	}
 	if len(words) > 1 {
 		o.Tap = words[1]
 	}
@@ -128,10 +134,33 @@ func Parse(argv []string) (*Options, error) {
 		}
 	}
 	if o.MAC != nil && !o.Configure {
-		return nil, errors.New("--macaddr cannot be specified when --configure or -c is not specified")
+		return nil, errMACAlone
 	}
 	return o, nil
 }
+
+// checkBESS refuses what means a namespace, and words beyond the socket's path.
+func (o *Options) checkBESS(words int) error {
+	for _, c := range []struct {
+		option string
+		given  bool
+	}{{"configure", o.Configure}, {"netns-type", o.netNSType}, {"userns-path", o.UserNSPath != ""}} {
+		if c.given {
+			return &UsageError{Text: "--" + c.option + " conflicts with --target-type=bess"}
+		}
+	}
+	switch {
+	case words > 1:
+		return &UsageError{Text: "too many arguments"}
+	case len(o.Target) > maxSocket:
+		return fmt.Errorf("the specified BESS socket path is too long (>= %d)", maxSocket+1)
+	case o.MAC != nil:
+		return errMACAlone
+	}
+	return nil
+}
+
+var errMACAlone = errors.New("--macaddr cannot be specified when --configure or -c is not specified")
 
 // parser is the state of one Parse.
 type parser struct {
@@ -249,8 +278,8 @@ func setMTU(o *Options, v string) error {
 }
 
 func setAPISocket(o *Options, v string) error {
-	if len(v) > maxSockets {
-		return fmt.Errorf("the specified API socket path is too long (>= %d)", maxSockets+1)
+	if len(v) > maxSocket {
+		return fmt.Errorf("the specified API socket path is too long (>= %d)", maxSocket+1)
 	}
 	o.APISocket = v
 	return nil
@@ -272,6 +301,7 @@ func setCIDR(o *Options, v string) error {
 }
 
 func setNetNSType(o *Options, v string) error {
+	o.netNSType = true
 	switch v {
 	case "path":
 		o.NetNSIsPath = true
@@ -283,14 +313,12 @@ func setNetNSType(o *Options, v string) error {
 	return nil
 }
 
-func setTargetType(_ *Options, v string) error {
-	switch v {
-	case "netns":
-		return nil
-	case "bess":
-		return errors.New("--target-type=bess is not supported")
+func setTargetType(o *Options, v string) error {
+	if v != "netns" && v != "bess" {
+		return errors.New(`--target-type must be either "netns" or "bess"`)
 	}
-	return errors.New(`--target-type must be either "netns" or "bess"`)
+	o.BESS = v == "bess"
+	return nil
 }
 
 func setMAC(o *Options, v string) error {

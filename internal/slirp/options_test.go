@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 )
 
 // equal compares values of netip, whose fields are not exported, by their own equality.
@@ -56,6 +57,8 @@ func TestParse(t *testing.T) {
 		{"too many words", "42 tap0 more", plain(func(o *Options) {
 			o.Warnings = []string{"too many arguments, 1 of them are ignored"}
 		})},
+		{"a machine", "--target-type=bess -6 /run/uml", plain(func(o *Options) { o.BESS, o.IPv6, o.Target = true, true, "/run/uml" })},
+		{"the last target", "--target-type=bess 42 --target-type=netns", plain(nil)},
 		{"after two dashes", "-c -- 42 tap1", plain(func(o *Options) { o.Configure, o.Tap = true, "tap1" })},
 	} {
 		t.Run(row.name, func(t *testing.T) {
@@ -63,7 +66,7 @@ func TestParse(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if d := cmp.Diff(row.want, got, equal, equalPrefix); d != "" {
+			if d := cmp.Diff(row.want, got, equal, equalPrefix, cmpopts.IgnoreUnexported(Options{})); d != "" {
 				t.Error(d)
 			}
 		})
@@ -95,6 +98,13 @@ func TestParseRefuses(t *testing.T) {
 		{"a long path", "-a " + long + " 1", "the specified API socket path is too long (>= 108)", false},
 		{"a type", "--netns-type=foo 1", "the specified netns-type is neither path nor pid", false},
 		{"a target", "--target-type=foo 1", `--target-type must be either "netns" or "bess"`, false},
+		{"a machine, set up", "--target-type=bess -c /s", "--configure conflicts with --target-type=bess", true},
+		{"a machine's namespace", "--target-type=bess --netns-type=pid /s", "--netns-type conflicts with --target-type=bess", true},
+		{"a machine's user namespace", "--target-type=bess --userns-path=/x /s", "--userns-path conflicts with --target-type=bess", true},
+		{"a machine's tap", "--target-type=bess /s tap0", "too many arguments", true},
+		{"a machine nowhere", "--target-type=bess", "", true},
+		{"a machine's MAC address", "--target-type=bess --macaddress 02:00:00:00:00:01 /s", "--macaddr cannot be specified when --configure or -c is not specified", false},
+		{"a machine far away", "--target-type=bess " + long, "the specified BESS socket path is too long (>= 108)", false},
 		{"a MAC address without -c", "--macaddress 02:00:00:00:00:01 1", "--macaddr cannot be specified when --configure or -c is not specified", false},
 		{"an outbound address", "--outbound-addr ::1 1", "outbound-addr has to be valid ipv4 address or interface name.", false},
 	} {
