@@ -37,6 +37,9 @@ func Launch(start *Start, spec Spec, log *zap.Logger) (int, error) {
 	defer l.close()
 
 	err := l.begin()
+	if err == nil && !spec.Renounce {
+		err = l.confine()
+	}
 	if err != nil {
 		l.abandon()
 		return 1, err
@@ -402,13 +405,33 @@ func (l *launcher) supervise() (int, error) {
 			return l.holder.status(), nil
 		case <-l.done(released):
 			status := l.translator.status()
-			if status == 128+int(unix.SIGSYS) {
-				return status, Failf("The translator made a system call it is not allowed, and was killed: please report this")
+			if status == filtered {
+				return status, errFiltered
 			}
 			return status, nil
 		}
 	}
 }
+
+// confine leaves the launcher with the system calls it needs to wait for its processes, which run
+// already and are untouched by that.
+func (l *launcher) confine() error {
+	pids := []int{l.translator.process.Pid}
+	if l.holder != nil {
+		pids = append(pids, l.holder.process.Pid)
+	}
+	calls, err := sandbox.Wait(l.spec.mode(), l.spec.Filter, pids...)
+	if err != nil {
+		return sandboxError(err)
+	}
+	l.log.Debug("launcher waits", zap.Int("system_calls", calls))
+	return nil
+}
+
+// filtered is the status of a translator that its filter has ended.
+const filtered = 128 + int(unix.SIGSYS)
+
+var errFiltered = Failf("The translator made a system call it is not allowed, and was killed: please report this")
 
 // done reports the translator's end once it has answered: before, its answer tells more.
 func (l *launcher) done(answered bool) <-chan struct{} {
@@ -426,6 +449,9 @@ func (l *launcher) answered(a answer) error {
 			return failure(a.fail)
 		}
 		<-l.translator.done
+		if l.translator.status() == filtered {
+			return errFiltered
+		}
 		return Failf("Translator ended before it was ready, with status %d", l.translator.status())
 	}
 	if l.pidFile != nil {
@@ -447,6 +473,9 @@ func (l *launcher) answered(a answer) error {
 			}
 		}
 		if err := sandbox.Renounce(); err != nil {
+			return err
+		}
+		if err := l.confine(); err != nil {
 			return err
 		}
 	}

@@ -88,6 +88,14 @@ type Spec struct {
 	RunAs *User
 }
 
+// mode is which system calls our processes are allowed.
+func (s *Spec) mode() sandbox.Mode {
+	if s.Sandbox == 0 {
+		return sandbox.Pasta
+	}
+	return s.Sandbox
+}
+
 // runsCommand reports whether s is the command form.
 func (s *Spec) runsCommand() bool { return s.NetNS == "" && !s.Alone }
 

@@ -59,7 +59,13 @@ func Translate(start *Start, spec Spec, log *logging.Logger, run func(context.Co
 	env := &Env{spec: spec, start: start, log: log}
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)
-	err := env.enter(start)
+	calls, err := sandbox.Start(spec.mode(), spec.Filter)
+	if err != nil {
+		err = sandboxError(err)
+	} else {
+		log.Debug("translator starts", zap.Int("system_calls", calls))
+		err = env.enter(start)
+	}
 	if err == nil {
 		var wg sync.WaitGroup
 		env.watch(ctx, cancel, &wg, start, signals)
@@ -186,7 +192,7 @@ func (e *Env) Ready() error {
 		return err
 	}
 	if err := e.confine(); err != nil {
-		return Failf("%s\nFailed to sandbox process, exiting", err)
+		return sandboxError(err)
 	}
 	if err := send(linkFD, answerReady); err != nil {
 		return errLauncher
@@ -198,14 +204,13 @@ func (e *Env) Ready() error {
 	return nil
 }
 
+// sandboxError tells why a process cannot be confined.
+func sandboxError(err error) error { return Failf("%s\nFailed to sandbox process, exiting", err) }
+
 // confine leaves the process with what it needs to carry packets.
 func (e *Env) confine() error {
-	mode := e.spec.Sandbox
-	if mode == 0 {
-		mode = sandbox.Pasta
-	}
 	f, err := sandbox.Confine(sandbox.Options{
-		Mode:           mode,
+		Mode:           e.spec.mode(),
 		Filter:         e.spec.Filter,
 		LatePorts:      e.spec.LatePorts,
 		ChrootFallback: e.spec.ChrootFallback,

@@ -2,8 +2,10 @@ package sandbox
 
 import (
 	"fmt"
+	"runtime"
 	"strings"
 	"time"
+	_ "unsafe" // for go:linkname
 
 	"golang.org/x/sys/unix"
 )
@@ -88,8 +90,49 @@ func Confine(o Options) (InForce, error) {
 	if f.Filter == Off {
 		return f, nil
 	}
-	f.Calls = count(o.Mode)
-	return f, filter(o.Mode, f.Filter)
+	f.Calls = count(o.Mode, Carrying)
+	return f, filter(o.Mode, Carrying, f.Filter)
+}
+
+// Start has the translator that this process is, which has promised to take no new privileges, make
+// no system calls but those it needs until Confine, and those it needs then. It returns how many
+// they are, 0 if there is no filter.
+func Start(mode Mode, action Action) (calls int, err error) {
+	return phase(mode, Starting, action)
+}
+
+// Wait has the launcher that this process is make no system calls but those it needs to wait for its
+// children, which are untouched by that, and tell of their end. It returns how many they are.
+func Wait(mode Mode, action Action, children ...int) (calls int, err error) {
+	readLate()
+	return phase(mode, Waiting, action, children...)
+}
+
+func phase(mode Mode, phase Phase, action Action, children ...int) (int, error) {
+	if action == Off || iscgo {
+		return 0, nil // in a program linked with a C library, system calls are not ours
+	}
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	// The filter takes this to the other threads.
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		return 0, fmt.Errorf("set no_new_privs: %w", err)
+	}
+	return count(mode, phase), filter(mode, phase, action, children...)
+}
+
+// iscgo reports whether the program is linked with a C library.
+//
+//go:linkname iscgo runtime.iscgo
+var iscgo bool
+
+// promise sets no_new_privs: nothing we do gives rights, and nothing may. The filters and Landlock
+// need that. All threads have it if it was made before this program was executed.
+func promise() (partial bool, err error) {
+	if partial, err = allThreads(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0); err != nil {
+		err = fmt.Errorf("set no_new_privs: %w", err)
+	}
+	return partial, err
 }
 
 // readLate has Go's library read the files that it would otherwise look for later, in vain.
@@ -106,13 +149,9 @@ func hide() error {
 	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
 		return fmt.Errorf("switch core files off: %w", err)
 	}
-	// Nothing we do gives rights, and nothing may: the filter and Landlock need that promise. All
-	// threads have it if it was made before this program was executed.
 	if on, err := unix.PrctlRetInt(unix.PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0); err == nil && on == 1 {
 		return nil
 	}
-	if _, err := allThreads(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0); err != nil {
-		return fmt.Errorf("set no_new_privs: %w", err)
-	}
-	return nil
+	_, err := promise()
+	return err
 }

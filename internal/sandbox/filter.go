@@ -51,34 +51,55 @@ const (
 	offArgs = 16 // the low half of the first of six arguments of 64 bits
 )
 
-// program makes the filter of a mode. Its size is the number of instructions, of which the kernel
-// takes 4096.
-func program(mode Mode, action Action, pid int) []unix.SockFilter {
+// pids are the processes that conditions name.
+type pids struct {
+	self     int
+	children []int
+}
+
+func (p *pids) of(w who) []uint32 {
+	if w == self {
+		return []uint32{uint32(p.self)}
+	}
+	var values []uint32
+	for _, pid := range p.children {
+		values = append(values, uint32(pid))
+	}
+	return values
+}
+
+// program makes the filter of a mode and phase. Its size is the number of instructions, of which the
+// kernel takes 4096.
+func program(mode Mode, phase Phase, action Action, who pids) []unix.SockFilter {
+	return assemble(list(mode, phase), auditArch, foreignCalls, action, who)
+}
+
+// assemble makes the filter that allows calls on an architecture. Numbers from foreign on are calls
+// of another kind; 0: there are none.
+func assemble(calls []*call, arch, foreign uint32, action Action, who pids) []unix.SockFilter {
 	other := action.ret()
 	// An alien architecture has other numbers: it is not even logged only.
 	p := []unix.SockFilter{
 		load(offArch),
-		jumpIf(unix.BPF_JEQ, auditArch, 1, 0),
+		jumpIf(unix.BPF_JEQ, arch, 1, 0),
 		ret(unix.SECCOMP_RET_KILL_PROCESS),
 		load(offNr),
 	}
-	if foreignCalls != 0 {
-		p = append(p, jumpIf(unix.BPF_JGE, foreignCalls, 0, 1), ret(unix.SECCOMP_RET_KILL_PROCESS))
+	if foreign != 0 {
+		p = append(p, jumpIf(unix.BPF_JGE, foreign, 0, 1), ret(unix.SECCOMP_RET_KILL_PROCESS))
 	}
-	for i := range calls {
-		if c := &calls[i]; c.modes&mode != 0 {
-			p = append(p, c.compile(other, uint32(pid))...)
-		}
+	for _, c := range calls {
+		p = append(p, c.compile(other, &who)...)
 	}
 	return append(p, ret(other))
 }
 
 // compile makes the code for one call. It begins and, if it is another call, ends with the number
 // of the call in the accumulator.
-func (c *call) compile(other, pid uint32) []unix.SockFilter {
+func (c *call) compile(other uint32, who *pids) []unix.SockFilter {
 	body := []unix.SockFilter{}
 	for _, r := range c.rules {
-		body = append(body, r.compile(pid)...)
+		body = append(body, r.compile(who)...)
 	}
 	if len(c.rules) == 0 {
 		body = append(body, ret(unix.SECCOMP_RET_ALLOW))
@@ -89,24 +110,24 @@ func (c *call) compile(other, pid uint32) []unix.SockFilter {
 }
 
 // compile makes code that allows the call if all conditions hold, else goes on behind itself.
-func (r rule) compile(pid uint32) []unix.SockFilter {
+func (r rule) compile(who *pids) []unix.SockFilter {
 	code := []unix.SockFilter{ret(unix.SECCOMP_RET_ALLOW)}
 	for i := len(r) - 1; i >= 0; i-- { // backwards: what follows is known
-		code = append(r[i].compile(pid, len(code)), code...)
+		code = append(r[i].compile(who, len(code)), code...)
 	}
 	return code
 }
 
 // compile makes code that goes on behind itself if the condition holds, else skips rest more
 // instructions.
-func (c cond) compile(pid uint32, rest int) []unix.SockFilter {
+func (c cond) compile(who *pids, rest int) []unix.SockFilter {
 	code := []unix.SockFilter{load(offArgs + 8*c.arg)}
 	if c.mask != ^uint32(0) {
 		code = append(code, unix.SockFilter{Code: unix.BPF_ALU | unix.BPF_AND | unix.BPF_K, K: c.mask})
 	}
 	values := c.values
-	if c.self {
-		values = []uint32{pid}
+	if c.who != nobody {
+		values = who.of(c.who)
 	}
 	for i, v := range values {
 		left := len(values) - 1 - i // comparisons behind this one
@@ -140,8 +161,8 @@ func distance(n int) uint8 {
 }
 
 // filter puts the filter in force on every thread. no_new_privs must be set.
-func filter(mode Mode, action Action) error {
-	code := program(mode, action, os.Getpid())
+func filter(mode Mode, phase Phase, action Action, children ...int) error {
+	code := program(mode, phase, action, pids{os.Getpid(), children})
 	prog := unix.SockFprog{Len: uint16(len(code)), Filter: &code[0]}
 	tid, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER,
 		unix.SECCOMP_FILTER_FLAG_TSYNC, uintptr(unsafe.Pointer(&prog)))

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 
@@ -20,10 +21,17 @@ type machine struct {
 
 const testPID = 4711
 
-func newMachine(t *testing.T, mode Mode) *machine {
+var testPIDs = pids{testPID, []int{4712, 4713}}
+
+func newMachine(t *testing.T, mode Mode, phase Phase) *machine {
+	t.Helper()
+	return machineOf(t, program(mode, phase, deny, testPIDs))
+}
+
+func machineOf(t *testing.T, program []unix.SockFilter) *machine {
 	t.Helper()
 	var code []bpf.RawInstruction
-	for _, i := range program(mode, deny, testPID) {
+	for _, i := range program {
 		code = append(code, bpf.RawInstruction{Op: i.Code, Jt: i.Jt, Jf: i.Jf, K: i.K})
 	}
 	if len(code) > unix.BPF_MAXINSNS {
@@ -76,20 +84,25 @@ func (m *machine) allows(nr uint32, args ...uint64) bool {
 	}
 }
 
-func eachMode(t *testing.T, f func(*testing.T, Mode)) {
+func eachList(t *testing.T, f func(*testing.T, Mode, Phase)) {
 	for _, mode := range []Mode{Pasta, Passt} {
-		t.Run(mode.String(), func(t *testing.T) { f(t, mode) })
+		for _, phase := range []Phase{Starting, Carrying, Waiting} {
+			t.Run(mode.String()+", "+phase.String(), func(t *testing.T) { f(t, mode, phase) })
+		}
 	}
 }
 
 // TestFilterAllowsTheTableOnly asks the filter about every number.
 func TestFilterAllowsTheTableOnly(t *testing.T) {
-	eachMode(t, func(t *testing.T, mode Mode) {
-		m := newMachine(t, mode)
+	eachList(t, func(t *testing.T, mode Mode, phase Phase) {
+		m := newMachine(t, mode, phase)
 		free := make(map[uint32]bool)
-		for i := range calls {
-			if c := &calls[i]; c.modes&mode != 0 && len(c.rules) == 0 {
-				free[c.nr] = true
+		for _, c := range list(mode, phase) {
+			free[c.nr] = len(c.rules) == 0
+			for _, r := range c.rules {
+				if args := example(r); !m.allows(c.nr, args...) {
+					t.Errorf("%s%#x is not allowed", c.name, args)
+				}
 			}
 		}
 		odd := []uint64{^uint64(0), ^uint64(0), ^uint64(0), ^uint64(0), ^uint64(0), ^uint64(0)}
@@ -98,32 +111,44 @@ func TestFilterAllowsTheTableOnly(t *testing.T) {
 				t.Errorf("call %d with senseless arguments: allowed %v, want %v", nr, got, free[nr])
 			}
 		}
-		for i := range calls {
-			c := &calls[i]
+	})
+}
+
+// TestStartingAllowsWhatCarryingDoes: the first filter is still there when the second comes, and must
+// not forbid more.
+func TestStartingAllowsWhatCarryingDoes(t *testing.T) {
+	for _, mode := range []Mode{Pasta, Passt} {
+		m := newMachine(t, mode, Starting)
+		for _, c := range list(mode, Carrying) {
+			args := [][]uint64{nil}
 			for _, r := range c.rules {
-				if args := example(r); m.allows(c.nr, args...) != (c.modes&mode != 0) {
-					t.Errorf("%s%#x: allowed %v", c.name, args, c.modes&mode == 0)
+				args = append(args, example(r))
+			}
+			for _, a := range args[min(len(c.rules), 1):] {
+				if !m.allows(c.nr, a...) {
+					t.Errorf("%s: %s%#x is forbidden before", mode, c.name, a)
 				}
 			}
 		}
-	})
+	}
 }
 
 // example returns arguments that satisfy a rule, with all other bits set.
 func example(r rule) []uint64 {
 	args := []uint64{^uint64(0), ^uint64(0), ^uint64(0), ^uint64(0), ^uint64(0), ^uint64(0)}
 	for _, c := range r {
-		v := uint32(testPID)
-		if !c.self {
-			v = c.values[len(c.values)-1]
+		values := c.values
+		if c.who != nobody {
+			values = testPIDs.of(c.who)
 		}
+		v := values[len(values)-1]
 		args[c.arg] = uint64(0xdeadbeef)<<32 | uint64(v) | uint64(^c.mask)
 	}
 	return args
 }
 
 func TestFilterKillsForeignCalls(t *testing.T) {
-	m := newMachine(t, Pasta)
+	m := newMachine(t, Pasta, Carrying)
 	for _, alien := range []uint32{unix.AUDIT_ARCH_I386, unix.AUDIT_ARCH_ARM, 0} {
 		if got := m.run(alien, unix.SYS_READ); got != unix.SECCOMP_RET_KILL_PROCESS {
 			t.Errorf("architecture %#x: %#x", alien, got)
@@ -183,12 +208,70 @@ func TestFilterLooksAtArguments(t *testing.T) {
 		{"a notification pipe", false, unix.SYS_PIPE2, []uint64{0, unix.O_EXCL | unix.O_CLOEXEC}},
 		{"a connection", true, unix.SYS_ACCEPT4, []uint64{3, 0, 0, unix.SOCK_NONBLOCK | unix.SOCK_CLOEXEC}},
 	}
-	m := newMachine(t, Pasta)
+	m := newMachine(t, Pasta, Carrying)
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			if got := m.allows(tt.nr, tt.args...); got != tt.want {
 				t.Errorf("allowed = %v, want %v", got, tt.want)
 			}
+		})
+	}
+}
+
+// TestFilterOfEachArchitecture makes the filters of both architectures, whichever this is, with numbers
+// from an independent list, and asks them about every number.
+func TestFilterOfEachArchitecture(t *testing.T) {
+	for _, a := range []struct {
+		info    *arch.Info
+		audit   uint32
+		foreign uint32
+		fstatat string
+		without string // call that there is not
+	}{
+		{arch.X86_64, unix.AUDIT_ARCH_X86_64, 0x40000000, "newfstatat", ""},
+		{arch.AARCH64, unix.AUDIT_ARCH_AARCH64, 0, "fstatat", "poll"},
+	} {
+		t.Run(a.info.Name, func(t *testing.T) {
+			eachList(t, func(t *testing.T, mode Mode, phase Phase) {
+				var here []*call
+				want := make(map[uint32]*call)
+				for _, c := range list(mode, phase) {
+					name := c.name
+					if name == nameFstatat {
+						name = a.fstatat
+					}
+					nr, ok := a.info.SyscallNames[name]
+					if !ok {
+						if c.name != a.without {
+							t.Errorf("there is no %s", c.name)
+						}
+						continue
+					}
+					d := *c
+					d.nr = uint32(nr)
+					here = append(here, &d)
+					want[d.nr] = &d
+				}
+				m := machineOf(t, assemble(here, a.audit, a.foreign, deny, testPIDs))
+				odd := []uint64{^uint64(0), ^uint64(0), ^uint64(0), ^uint64(0), ^uint64(0), ^uint64(0)}
+				for nr := uint32(0); nr < 1024; nr++ {
+					c := want[nr]
+					free := c != nil && len(c.rules) == 0
+					if got := m.run(a.audit, nr, odd...) == unix.SECCOMP_RET_ALLOW; got != free {
+						t.Errorf("call %d with senseless arguments: allowed %v, want %v", nr, got, free)
+					}
+					for i := 0; c != nil && i < len(c.rules); i++ {
+						if m.run(a.audit, nr, example(c.rules[i])...) != unix.SECCOMP_RET_ALLOW {
+							t.Errorf("%s: rule %d does not allow", c.name, i)
+						}
+					}
+				}
+				for _, alien := range []uint32{unix.AUDIT_ARCH_I386, unix.AUDIT_ARCH_ARM, unix.AUDIT_ARCH_X86_64 ^ unix.AUDIT_ARCH_AARCH64 ^ a.audit} {
+					if m.run(alien, 0) != unix.SECCOMP_RET_KILL_PROCESS {
+						t.Errorf("architecture %#x is not killed", alien)
+					}
+				}
+			})
 		})
 	}
 }
@@ -199,30 +282,45 @@ func TestTable(t *testing.T) {
 	if known == nil {
 		t.Skipf("no list for %s", runtime.GOARCH)
 	}
-	seen := make(map[string]bool)
+	type entry struct {
+		name  string
+		modes Mode
+		phase Phase
+	}
+	twice := make(map[entry]bool)
+	ready := make(map[string]bool)
 	for i := range calls {
 		c := &calls[i]
 		if nr, ok := known.SyscallNames[c.name]; !ok || uint32(nr) != c.nr {
 			t.Errorf("%s has number %d, want %d", c.name, c.nr, nr)
 		}
 		switch {
-		case seen[c.name]:
+		case twice[entry{c.name, c.modes, c.phases}]:
 			t.Errorf("%s is in the table twice", c.name)
+		case c.modes == 0 || c.phases == 0:
+			t.Errorf("%s is for no mode or phase", c.name)
 		case c.why == "":
 			t.Errorf("%s is there for no reason", c.name)
 		case (c.only != "") != (len(c.rules) > 0):
 			t.Errorf("%s: conditions and their description do not agree", c.name)
 		}
-		seen[c.name] = true
+		twice[entry{c.name, c.modes, c.phases}] = true
+		if c.phases&Carrying != 0 {
+			ready[c.name] = true
+		}
+		if c.phases != Waiting && slices.Contains([]string{"execve", "execveat", "clone3", "fork", "vfork", "ptrace", "kill",
+			"bpf", "unshare", "io_uring_setup", "memfd_create", "mprotect", "keyctl", "add_key"}, c.name) {
+			t.Errorf("%s is allowed before it is ready", c.name)
+		}
 	}
 	for _, name := range []string{"execve", "execveat", "open", "openat", "openat2", "ptrace", "mount", "setns", "unshare",
 		"prctl", "mprotect", "clone3", "kill", "io_uring_setup", "memfd_create", "dup2", "dup3"} {
-		if seen[name] {
+		if ready[name] {
 			t.Errorf("%s is allowed", name)
 		}
 	}
-	eachMode(t, func(t *testing.T, mode Mode) {
-		if n := count(mode); n >= 60 {
+	eachList(t, func(t *testing.T, mode Mode, phase Phase) {
+		if n := count(mode, phase); phase != Starting && n >= 60 {
 			t.Errorf("%d system calls, want fewer than 60", n)
 		}
 	})
@@ -253,15 +351,26 @@ func TestDocumentation(t *testing.T) {
 
 func documentation() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, `# System calls of a translator
+	fmt.Fprintf(&b, `# System calls of our processes
 
-The process that carries packets may make these system calls once it is ready, and no others: any
-other, and these with other arguments, end it. pasta's has %d, passt's %d. This is the list for
-x86-64; on arm64 there is no poll. The file is written from the table in internal/sandbox/table.go.
+Three phases have a list each: a translator's start, from its command line until it is ready; the time
+when it carries packets; and the launcher's, which waits for the processes it has started. A process
+may make the system calls of its phase, and no others: any other, and these with other arguments, end
+it. A command that pasta runs has no filter.
 
-| System call | Mode | What for | Arguments |
+| | starting | carrying | waiting |
 |---|---|---|---|
-`, count(Pasta), count(Passt))
+`)
+	for _, mode := range []Mode{Pasta, Passt} {
+		fmt.Fprintf(&b, "| %s | %d | %d | %d |\n", mode, count(mode, Starting), count(mode, Carrying), count(mode, Waiting))
+	}
+	b.WriteString(`
+Where a call is there twice, a phase goes by the first that is for it. This is the list for x86-64; on
+arm64 there is no poll. The file is written from the table in internal/sandbox/table.go.
+
+| System call | Mode | Phase | What for | Arguments |
+|---|---|---|---|---|
+`)
 	for i := range calls {
 		c := &calls[i]
 		mode, only := "both", c.only
@@ -271,7 +380,11 @@ x86-64; on arm64 there is no poll. The file is written from the table in interna
 		if only == "" {
 			only = "any"
 		}
-		fmt.Fprintf(&b, "| %s | %s | %s | %s |\n", c.name, mode, c.why, only)
+		phase := c.phases.String()
+		if c.phases == always {
+			phase = "all"
+		}
+		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s |\n", c.name, mode, phase, c.why, only)
 	}
 	return b.String()
 }

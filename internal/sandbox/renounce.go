@@ -24,8 +24,8 @@ func Renounce() error {
 			return fmt.Errorf("drop capability %d: %w", bit, err)
 		}
 	}
-	if _, err := allThreads(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0); err != nil {
-		return fmt.Errorf("set no_new_privs: %w", err)
+	if _, err := promise(); err != nil {
+		return err
 	}
 	_, _, err := keepCaps(1 << unix.CAP_NET_BIND_SERVICE)
 	return err

@@ -8,9 +8,15 @@ const auditArch = unix.AUDIT_ARCH_X86_64
 // same architecture and other numbers.
 const foreignCalls = 0x40000000
 
+// Name and number of fstatat(2).
+const (
+	nameFstatat = "newfstatat"
+	sysFstatat  = unix.SYS_NEWFSTATAT
+)
+
 var moreCalls = []call{
-	{"newfstatat", unix.SYS_NEWFSTATAT, Pasta, "watch: look whether a namespace's name is still there", []rule{
+	{nameFstatat, sysFstatat, Pasta, carry, "watch: look whether a namespace's name is still there", []rule{
 		{is(3, unix.AT_SYMLINK_NOFOLLOW)},
 	}, "without following links"},
-	{name: "poll", nr: unix.SYS_POLL, modes: both, why: "look whether a descriptor is ready"},
+	{name: "poll", nr: unix.SYS_POLL, modes: both, phases: always, why: "look whether a descriptor is ready"},
 }

@@ -51,16 +51,33 @@ func (c confinement) namespaces(own ...string) {
 	}
 }
 
-// threads checks the rights of every thread.
+// threads checks the rights of every thread of a translator.
 func (c confinement) threads(caps string) {
+	c.t.Helper()
+	const none = "0000000000000000"
+	c.status(map[string]string{"CapInh": none, "CapPrm": caps, "CapEff": caps, "CapBnd": none, "CapAmb": none,
+		"NoNewPrivs": "1", "Seccomp": "2", "Seccomp_filters": "2"}) // one from when it started
+}
+
+// waits checks the rights of every thread of a launcher.
+func (c confinement) waits() {
+	c.t.Helper()
+	c.status(map[string]string{"NoNewPrivs": "1", "Seccomp": "2", "Seccomp_filters": "1"})
+}
+
+// free checks that a command has what the user has who started it.
+func (c confinement) free() {
+	c.t.Helper()
+	c.status(map[string]string{"NoNewPrivs": "0", "Seccomp": "0", "Seccomp_filters": "0"})
+}
+
+// status checks lines of /proc/PID/status for every thread.
+func (c confinement) status(want map[string]string) {
 	c.t.Helper()
 	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", c.pid))
 	if err != nil || len(tasks) == 0 {
 		c.t.Fatalf("no threads: %v", err)
 	}
-	const none = "0000000000000000"
-	want := map[string]string{"CapInh": none, "CapPrm": caps, "CapEff": caps, "CapBnd": none, "CapAmb": none,
-		"NoNewPrivs": "1", "Seccomp": "2", "Seccomp_filters": "1"}
 	for _, task := range tasks {
 		seen := 0
 		for line := range strings.Lines(text(c.t, task)) {
@@ -126,7 +143,7 @@ func owner(info os.FileInfo) uint32 {
 	return info.Sys().(*syscall.Stat_t).Uid
 }
 
-// childOf waits for the one child of a launcher that is a translator.
+// childOf waits for the one child of a launcher that is a translator, and ready (Linux 5.9).
 func childOf(t *testing.T, launcher int) (pid int) {
 	t.Helper()
 	waitFor(t, "the translator", func() bool {
@@ -136,7 +153,26 @@ func childOf(t *testing.T, launcher int) (pid int) {
 		}
 		for _, path := range all {
 			status, _ := os.ReadFile(path)
-			if strings.Contains(string(status), fmt.Sprintf("PPid:\t%d\n", launcher)) && strings.Contains(string(status), "Seccomp:\t2\n") {
+			if strings.Contains(string(status), fmt.Sprintf("PPid:\t%d\n", launcher)) && strings.Contains(string(status), "Seccomp_filters:\t2\n") {
+				pid, _ = strconv.Atoi(filepath.Base(filepath.Dir(path)))
+			}
+		}
+		return pid != 0
+	})
+	return pid
+}
+
+// commandOf waits for a child of a launcher that has become a program.
+func commandOf(t *testing.T, launcher int, name string) (pid int) {
+	t.Helper()
+	waitFor(t, "the command", func() bool {
+		all, err := filepath.Glob("/proc/[0-9]*/status")
+		if err != nil {
+			return false
+		}
+		for _, path := range all {
+			status, _ := os.ReadFile(path)
+			if strings.Contains(string(status), fmt.Sprintf("PPid:\t%d\n", launcher)) && strings.HasPrefix(string(status), "Name:\t"+name+"\n") {
 				pid, _ = strconv.Atoi(filepath.Base(filepath.Dir(path)))
 			}
 		}
@@ -163,6 +199,8 @@ func TestConfinementFromOutside(t *testing.T) {
 		c.namespaces("user", "mnt", "ipc", "uts")
 		c.threads(nothing)
 		c.files(null, tap, tables)
+		confinement{p.PID(), t}.waits()
+		confinement{commandOf(t, p.PID(), "sleep"), t}.free()
 	})
 	for _, tc := range []struct {
 		name string
@@ -193,6 +231,7 @@ func TestConfinementFromOutside(t *testing.T) {
 			}
 			if tc.args != nil && tc.args[0] == "-f" {
 				pid = childOf(t, p.PID())
+				confinement{p.PID(), t}.waits()
 			}
 			c := confinement{pid, t}
 			c.namespaces(tc.own...)
