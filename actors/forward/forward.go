@@ -444,6 +444,13 @@ func (f *Forwarder) warn(text string) {
 	}
 }
 
+// invalid is debug with the address that text is about.
+func (f *Forwarder) invalid(text string, addr netip.AddrPort) {
+	if f.cfg.Log.Core().Enabled(zap.DebugLevel) && f.warnings.allow() {
+		f.cfg.Log.Debug(text + ": " + describe(addr))
+	}
+}
+
 func (f *Forwarder) debug(text string) {
 	if f.cfg.Log.Core().Enabled(zap.DebugLevel) && f.warnings.allow() {
 		f.cfg.Log.Debug(text)

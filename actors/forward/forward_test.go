@@ -223,6 +223,33 @@ func TestDatagramsOfManyPeers(t *testing.T) {
 	p.twin.none()
 }
 
+// TestDatagramsOfNobody: what has no port to answer to begins no flow, the log says whose it was, and what comes
+// behind it is not held up.
+func TestDatagramsOfNobody(t *testing.T) {
+	p := newPlace(t, nil)
+	p.add(t, "-u 80")
+	err := p.host.Do(func() error {
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_UDP)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		from0 := []byte{0, 0, 0, 80, 0, 9, 0, 0, 'x'}
+		return unix.Sendto(fd, from0, 0, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	fmt.Fprint(dial(t, p.host, "udp", "", "127.0.0.1:80"), "hello")
+	if b, _ := p.twin.take(); !slices.Equal(b.First, []string{"hello"}) {
+		t.Errorf("flow %+v", b)
+	}
+	p.twin.none()
+	if n := p.logs.FilterMessage("Invalid endpoint on UDP recvfrom(): [127.0.0.1]:0").Len(); n != 1 {
+		t.Errorf("said %d times: %v", n, p.logs.All())
+	}
+}
+
 func TestAddIsAllOrNothing(t *testing.T) {
 	p := newPlace(t, nil)
 	taken, err := p.host.Listen("tcp4", "0.0.0.0:81")

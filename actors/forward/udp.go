@@ -107,7 +107,7 @@ func (u *udp) sort(l *listener, d datagram) {
 	flow := u.pending[d.flowKey]
 	if flow == nil {
 		if !d.from.unicast() {
-			u.s.f.debug("Invalid endpoint on UDP recvfrom()")
+			u.s.f.invalid("Invalid endpoint on UDP recvfrom()", d.from.AddrPort)
 			return
 		}
 		flow = &newFlow{fd: -1, route: u.s.f.route(u.s.which, l, d.from.AddrPort, d.at)}
