@@ -55,6 +55,12 @@ func TestFlowsAndFramesInTheLog(t *testing.T) {
 					logged(`Flow \d+ \(TCP connection \(spliced\)\): HOST \[127\.0\.0\.1\]:\d+ -> .* => SPLICE .*$`)
 					logged(`Flow \d+ \(TCP connection \(spliced\)\): ended after `)
 				}
+				if vm {
+					logged(`New guest MAC address observed: ([0-9a-f]{2}:){5}[0-9a-f]{2}$`)
+					logged(`NDP: received RS, sending RA$`)
+				}
+				end(c.pair(t, bed.FarAddr6))
+				logged(`NDP: received NS, sending NA$`)
 				if level == "--trace" {
 					logged(`from the guest: ARP`)
 					logged(`from the guest: TCP ` + from + ` -> ` + to + `, 0 bytes of payload, SYN$`)
