@@ -30,10 +30,14 @@ func showSlirp(o *slirp.Options) int {
 
 // launchSlirp is launch for a command line of slirp4netns.
 func launchSlirp(start *process.Start, cfg *config.Config, o *slirp.Options, spec process.Spec) int {
-	warn(cfg.Warnings)
 	if err := checkSlirp(o); err != nil {
+		warn(cfg.Warnings)
 		return fail(err.Error())
 	}
+	if o.Sandbox && enterForSandbox(&cfg.Target) {
+		stayInside(&spec)
+	}
+	warn(cfg.Warnings)
 	var err error
 	if o.ReadyFD >= 0 {
 		if spec.Ready, err = inherited(o.ReadyFD, "ready-fd"); err != nil {

@@ -557,72 +557,85 @@ func TestSlirpBadExitDescriptor(t *testing.T) {
 // what is mounted there.
 func TestSlirpSandbox(t *testing.T) {
 	t.Parallel()
-	beside(t, func(t *testing.T, program string) {
-		b := newBed(t)
-		greet(t, b.Far, ":5000")
-		target, err := b.Target(patience(t, limit))
+	for _, user := range []bed.User{bed.Root, bed.Nobody} {
+		t.Run(map[bed.User]string{bed.Root: "root", bed.Nobody: "a user"}[user], func(t *testing.T) {
+			beside(t, func(t *testing.T, program string) { slirpSandbox(t, user, program) })
+		})
+	}
+}
+
+// slirpSandbox is that test of a program that root starts with a path, as Podman does in its namespace, or
+// a plain user with a PID, as rootlesskit does.
+func slirpSandbox(t *testing.T, user bed.User, program string) {
+	b := newBed(t)
+	greet(t, b.Far, ":5000")
+	target, err := b.Target(patience(t, limit))
+	if err != nil {
+		t.Fatal(err)
+	}
+	mounted := scratch(t)
+	if err := unix.Mount("tmpfs", mounted, "tmpfs", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Unmount(mounted, unix.MNT_DETACH)
+	if err := os.WriteFile(filepath.Join(mounted, "file"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	ready, readyW := pipe(t)
+	args := []string{"-c", "-r", "3", "--enable-sandbox", "--enable-seccomp"}
+	if user == bed.Root {
+		args = append(args, "--netns-type=path", fmt.Sprintf("/proc/%d/ns/net", target.PID), "tap0")
+	} else {
+		args = append(args, strconv.Itoa(target.PID), "tap0")
+	}
+	cmd := exec.Command(program, args...)
+	cmd.ExtraFiles = []*os.File{readyW}
+	s := &slirp{Bed: b, target: target}
+	if s.proc, err = b.Host.Spawn(user, cmd); err != nil {
+		t.Fatal(err)
+	}
+	readyW.Close()
+	t.Cleanup(func() { s.proc.Stop(limit) })
+	if said, err := io.ReadAll(ready); string(said) != "1" {
+		t.Fatalf("ready: %q, %v: %s", said, err, s.proc.Stderr())
+	}
+	usage, err := bed.Tree(s.proc.PID())
+	if err != nil {
+		t.Fatal(err)
+	}
+	root := fmt.Sprintf("/proc/%d/root", s.proc.PID())
+	entries, err := os.ReadDir(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	for _, want := range []string{"etc", "run"} {
+		if !slices.Contains(names, want) {
+			t.Errorf("root directory has %v", names)
+		}
+	}
+	for _, hidden := range []string{"home", "root", "var"} {
+		if slices.Contains(names, hidden) {
+			t.Errorf("root directory has %v", names)
+		}
+	}
+	if _, err := os.Stat(filepath.Join(root, mounted, "file")); err != nil {
+		t.Errorf("what is mounted below /run: %v", err)
+	}
+	const most = 1 << unix.CAP_NET_BIND_SERVICE
+	for _, pid := range usage.PIDs {
+		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 		if err != nil {
 			t.Fatal(err)
 		}
-		mounted := scratch(t)
-		if err := unix.Mount("tmpfs", mounted, "tmpfs", 0, ""); err != nil {
-			t.Fatal(err)
-		}
-		defer unix.Unmount(mounted, unix.MNT_DETACH)
-		if err := os.WriteFile(filepath.Join(mounted, "file"), nil, 0o644); err != nil {
-			t.Fatal(err)
-		}
-		ready, readyW := pipe(t)
-		cmd := exec.Command(program, "-c", "-r", "3", "--enable-sandbox", "--enable-seccomp",
-			"--netns-type=path", fmt.Sprintf("/proc/%d/ns/net", target.PID), "tap0")
-		cmd.ExtraFiles = []*os.File{readyW}
-		s := &slirp{Bed: b, target: target}
-		if s.proc, err = b.Host.Spawn(bed.Root, cmd); err != nil {
-			t.Fatal(err)
-		}
-		readyW.Close()
-		t.Cleanup(func() { s.proc.Stop(limit) })
-		if said, err := io.ReadAll(ready); string(said) != "1" {
-			t.Fatalf("ready: %q, %v: %s", said, err, s.proc.Stderr())
-		}
-		usage, err := bed.Tree(s.proc.PID())
-		if err != nil {
-			t.Fatal(err)
-		}
-		root := fmt.Sprintf("/proc/%d/root", s.proc.PID())
-		entries, err := os.ReadDir(root)
-		if err != nil {
-			t.Fatal(err)
-		}
-		var names []string
-		for _, e := range entries {
-			names = append(names, e.Name())
-		}
-		for _, want := range []string{"etc", "run"} {
-			if !slices.Contains(names, want) {
-				t.Errorf("root directory has %v", names)
+		for _, m := range regexp.MustCompile(`Cap(?:Inh|Prm|Eff|Amb):\t([0-9a-f]+)`).FindAllStringSubmatch(string(status), -1) {
+			if caps, err := strconv.ParseUint(m[1], 16, 64); err != nil || caps&^most != 0 {
+				t.Errorf("process %d has %s, %v", pid, m[0], err)
 			}
 		}
-		for _, hidden := range []string{"home", "root", "var"} {
-			if slices.Contains(names, hidden) {
-				t.Errorf("root directory has %v", names)
-			}
-		}
-		if _, err := os.Stat(filepath.Join(root, mounted, "file")); err != nil {
-			t.Errorf("what is mounted below /run: %v", err)
-		}
-		const most = 1 << unix.CAP_NET_BIND_SERVICE
-		for _, pid := range usage.PIDs {
-			status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-			if err != nil {
-				t.Fatal(err)
-			}
-			for _, m := range regexp.MustCompile(`Cap(?:Inh|Prm|Eff|Amb):\t([0-9a-f]+)`).FindAllStringSubmatch(string(status), -1) {
-				if caps, err := strconv.ParseUint(m[1], 16, 64); err != nil || caps&^most != 0 {
-					t.Errorf("process %d has %s, %v", pid, m[0], err)
-				}
-			}
-		}
-		s.reaches(t, bed.FarAddr4+":5000", bed.HostAddr4)
-	})
+	}
+	s.reaches(t, bed.FarAddr4+":5000", bed.HostAddr4)
 }
