@@ -65,18 +65,31 @@ func (c *conn) refused(e unix.Errno) {
 
 // run moves data until the connection is over. It reports whether both directions have ended as they
 // should.
-func (c *conn) run() bool {
-	for c.w.look(); ; {
+func (c *conn) run() (clean bool) {
+	over := false
+	for !over && !c.s.stopping() {
+		c.w.each(func() bool {
+			over, clean = c.advance()
+			return over
+		})
+	}
+	return clean
+}
+
+// advance does all there is to do now. It reports whether the connection is over then, and whether both
+// directions have ended as they should.
+func (c *conn) advance() (over, clean bool) {
+	for {
 		c.note()
 		switch {
 		case c.s.stopping():
-			return false
+			return true, false
 		case c.connected:
 		case c.side[1].failed:
 			c.refused(sock.Error(c.side[1].fd))
-			return false
+			return true, false
 		case c.side[0].failed:
-			return false // the client has given up
+			return true, false // the client has given up
 		case c.side[1].writable:
 			c.connected = true
 		}
@@ -85,18 +98,18 @@ func (c *conn) run() bool {
 			var e unix.Errno
 			if more, e = c.turn(); e != 0 || c.side[0].failed || c.side[1].failed {
 				c.finish(e)
-				return false
+				return true, false
 			}
 			if c.side[0].shut && c.side[1].shut {
-				return true
+				return true, true
 			}
 		}
 		if more {
 			runtime.Gosched() // others have something to move as well
 			c.w.look()
-			continue
+		} else if !c.linger() {
+			return false, false
 		}
-		c.await()
 	}
 }
 
@@ -129,25 +142,25 @@ func (c *conn) turn() (more bool, e unix.Errno) {
 	return more, 0
 }
 
-// await sleeps until something happens. In the rhythm of requests and answers it looks for the next
-// one first.
-func (c *conn) await() {
+// linger reports whether something has happened before it is time to sleep. In the rhythm of requests and
+// answers it looks for the next one.
+func (c *conn) linger() bool {
 	if c.s.spin(c.w) {
-		return
+		return true
 	}
 	if c.flow[0].corked || c.flow[1].corked {
 		// In a bulk transfer whoever feeds it may just want the CPU. What comes at once saves a
 		// wake-up, and goes along in larger segments.
 		c.s.rhythm.Yield()
 		if c.w.look() {
-			return
+			return true
 		}
 	}
 	for i := range c.flow {
 		c.flow[i].flush(&c.side[1-i])
 		c.flow[i].rest(&c.s.pipes)
 	}
-	c.w.wait()
+	return false
 }
 
 // finish passes on what was sent before the connection failed with e, or with an error that a socket

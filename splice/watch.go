@@ -77,6 +77,16 @@ func (w *watch) take() []unix.EpollEvent {
 	return got
 }
 
+// each looks and calls f, and again whenever something happens, until f returns true. What
+// happens while f runs has it called once more, so that f need not look for it before it returns.
+// each also returns when somebody has rung.
+func (w *watch) each(f func() bool) {
+	w.raw.Read(func(uintptr) bool {
+		w.look()
+		return f()
+	})
+}
+
 // wait sleeps until something happens or somebody rings.
 func (w *watch) wait() error { return w.raw.Read(w.step) }
 
