@@ -1,8 +1,10 @@
 package e2e
 
 import (
+	"bytes"
 	"fmt"
 	"net"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -28,7 +30,24 @@ func (c *client) capture(t *testing.T) (path string, stop func()) {
 	}
 	t.Cleanup(func() { p.Stop(limit) })
 	waitFor(t, "the capture", func() bool { return strings.Contains(p.Stderr(), "listening on") })
-	return path, func() { p.Stop(limit) }
+	return path, func() {
+		t.Helper()
+		// What the target sends last is in the file when all before it is.
+		end := []byte("this is the end of " + path)
+		conn, err := c.target.Dial(patience(t, limit), "udp", net.JoinHostPort(bed.FarAddr4, "9"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		if _, err := conn.Write(end); err != nil {
+			t.Fatal(err)
+		}
+		waitFor(t, "the capture to be written", func() bool {
+			b, _ := os.ReadFile(path)
+			return bytes.Contains(b, end)
+		})
+		p.Stop(limit)
+	}
 }
 
 // decode returns tshark's reading of the packets of a capture that filter picks, in full.
