@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"fusilli/internal/sandbox"
 )
 
 // StageVariable is set in the environment of the processes a launcher starts, and taken
@@ -228,9 +230,13 @@ func (s *Start) File(name string) (*os.File, bool) {
 }
 
 // Begin finds out which part this process has, and takes the trace of it out of the
-// environment. It is to be called once, before descriptors are closed or opened.
+// environment. A launcher gives up what capabilities it does not need. Begin is to be called once,
+// before descriptors are closed or opened.
 func Begin() (*Start, error) {
 	if _, staged := os.LookupEnv(StageVariable); !staged {
+		if err := sandbox.Shed(); err != nil {
+			return nil, err
+		}
 		return &Start{
 			Role:   Launcher,
 			Origin: time.Now(),
