@@ -80,6 +80,11 @@ func send(network, addr string, number uint64, n int64) error {
 				return err
 			}
 		}
+		if k > 0 { // nobody paces datagrams for us but the one who has got this
+			if _, err := c.Read(make([]byte, 1)); err != nil {
+				return err
+			}
+		}
 		if err != nil && k == 0 {
 			return nil
 		}
@@ -87,7 +92,6 @@ func send(network, addr string, number uint64, n int64) error {
 			_, err = c.Write(nil)
 			return err
 		}
-		time.Sleep(100 * time.Microsecond) // nobody paces datagrams for us
 	}
 }
 
@@ -102,13 +106,14 @@ func sink(network, addr string) error {
 		fmt.Println("listening")
 		b := make([]byte, 65536)
 		for {
-			k, _, err := c.ReadFrom(b)
+			k, from, err := c.ReadFrom(b)
 			if err != nil {
 				return err
 			}
 			if k == 0 {
 				break
 			}
+			c.WriteTo([]byte{1}, from) // for the next one
 			d.Write(b[:k])
 			n += int64(k)
 		}
