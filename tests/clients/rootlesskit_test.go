@@ -53,6 +53,23 @@ func runs(t *testing.T, path string) {
 	}
 }
 
+// homeless fails the test unless processes of that name run, and none of them has users' directories below
+// its root directory.
+func homeless(t *testing.T, name string) {
+	t.Helper()
+	pids, err := bed.Alive(name)
+	if err != nil || len(pids) == 0 {
+		t.Errorf("%s: %v, %v", name, pids, err)
+	}
+	for _, pid := range pids {
+		for _, dir := range []string{"home", "root", "var"} {
+			if _, err := os.Lstat(fmt.Sprintf("/proc/%d/root/%s", pid, dir)); !errors.Is(err, os.ErrNotExist) {
+				t.Errorf("process %d has /%s, %v", pid, dir, err)
+			}
+		}
+	}
+}
+
 // kit is a namespace that rootlesskit has made.
 type kit struct {
 	*bed.Bed
@@ -154,6 +171,9 @@ func TestRootlesskit(t *testing.T) {
 			}
 			k := startKit(t, b, row.program, detached, args...)
 			oursRuns(t)
+			if has("sandbox=true") {
+				homeless(t, "slirp4netns")
+			}
 			net := "10.0.2."
 			if has("--cidr") {
 				net = "10.9.0."
