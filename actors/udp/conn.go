@@ -2,7 +2,6 @@ package udp
 
 import (
 	"net/netip"
-	"time"
 
 	"go.uber.org/zap"
 
@@ -17,8 +16,6 @@ const (
 	// bulkBuffer is what the socket's buffers are set to when one of them was full. The kernel takes
 	// no more than net.core.rmem_max and wmem_max.
 	bulkBuffer = 4 << 20
-	// warnPeriod is the time between two warnings of the same kind.
-	warnPeriod = flow.Time(time.Minute)
 )
 
 // Dialer makes the sockets of flows.
