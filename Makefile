@@ -1,5 +1,5 @@
 # passt and pasta are one static program without cgo. Targets: all (the default), install,
-# dist, test, test-clients, bench, demo, clean.
+# dist, test, test-clients, soak, bench, demo, clean.
 
 PREFIX  ?= /usr/local
 DESTDIR ?=
@@ -88,6 +88,11 @@ fuzz:
 		done; \
 	done
 
+# All kinds of connections for twenty minutes.
+SOAK ?= 20m
+soak:
+	FUSILLI_SOAK=$(SOAK) $(GO) test -count=1 -v -timeout 60m -run "^TestSoak\$$" ./tests/e2e
+
 bench: all
 	$(GO) run ./tests/bench
 
@@ -102,4 +107,4 @@ clean:
 	rm -rf passt $(LINKS) dist
 
 FORCE:
-.PHONY: all install test test-clients setup static fuzz bench demo dist clean FORCE
+.PHONY: all install test test-clients setup static fuzz soak bench demo dist clean FORCE

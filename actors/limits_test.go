@@ -344,7 +344,7 @@ func TestFloodFasterThanFlowsCanBegin(t *testing.T) {
 func TestScanOfAllUDPPorts(t *testing.T) {
 	s := besiege(t, options{})
 	ports := many(65536)
-	sent, _ := s.flood(40000, func(n int) []byte {
+	sent, _ := s.flood(60000, func(n int) []byte {
 		if n == ports {
 			return nil
 		}
@@ -409,7 +409,7 @@ func TestHundredThousandHalfOpenConnections(t *testing.T) {
 	needFiles(t, 2*manyFlows/4+2000)
 	port := taking(t, func(c *net.TCPConn) { c.Read(make([]byte, 1)) })
 	opened := many(100000)
-	sent, _ := s.flood(30000, func(n int) []byte {
+	sent, _ := s.flood(60000, func(n int) []byte {
 		if n == opened {
 			return nil
 		}

@@ -1,0 +1,299 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"fusilli/tests/bed"
+)
+
+// soakConns is the number of connections at a time, of all kinds together.
+const soakConns = 2000
+
+// soakKind is a way through the translator.
+type soakKind struct {
+	name    string
+	network string
+	from    func(*connection) *bed.NS
+	addr    string
+	made    atomic.Int64 // exchanges that went well
+}
+
+// TestSoak has 2,000 connections of all kinds come and go at a time, with random sizes, orders of
+// closing and resets, for as long as FUSILLI_SOAK says. All that is carried arrives unchanged, and when
+// it is over the translator has as much in use as before.
+func TestSoak(t *testing.T) {
+	length, full := 10*time.Second, false
+	if s := os.Getenv("FUSILLI_SOAK"); s != "" {
+		var err error
+		if length, err = time.ParseDuration(s); err != nil {
+			t.Fatal(err)
+		}
+		full = true
+	}
+	conns := sizedCount(soakConns)
+	if raceEnabled {
+		conns /= 10
+	}
+	b := newBed(t, defaultBed)
+	if err := b.Host.Sysctl("ipv4/ping_group_range", "0 2147483647"); err != nil {
+		t.Fatal(err)
+	}
+	c := connect(t, b, "-t", "7000", "-u", "7001", "-T", "7002", "-U", "7003")
+	target := func(c *connection) *bed.NS { return c.target.NS }
+	host := func(c *connection) *bed.NS { return c.Host }
+	far := func(c *connection) *bed.NS { return c.Far }
+	kinds := []*soakKind{
+		{name: "TCP out", network: "tcp", from: target, addr: net.JoinHostPort(bed.FarAddr4, "7000")},
+		{name: "TCP out, IPv6", network: "tcp", from: target, addr: net.JoinHostPort(bed.FarAddr6, "7000")},
+		{name: "TCP in", network: "tcp", from: far, addr: net.JoinHostPort(bed.HostAddr4, "7000")},
+		{name: "TCP in, IPv6", network: "tcp", from: far, addr: net.JoinHostPort(bed.HostAddr6, "7000")},
+		{name: "TCP spliced in", network: "tcp", from: host, addr: "127.0.0.1:7000"},
+		{name: "TCP spliced out", network: "tcp", from: target, addr: "127.0.0.1:7002"},
+		{name: "UDP out", network: "udp", from: target, addr: net.JoinHostPort(bed.FarAddr4, "7001")},
+		{name: "UDP in", network: "udp", from: far, addr: net.JoinHostPort(bed.HostAddr4, "7001")},
+		{name: "UDP spliced in", network: "udp", from: host, addr: "127.0.0.1:7001"},
+		{name: "echo", network: "ip4:icmp", from: target, addr: bed.FarAddr4},
+	}
+	for _, s := range []struct {
+		ns   *bed.NS
+		port string
+	}{{c.Far, "7000"}, {c.target.NS, "7000"}, {c.Host, "7002"}} {
+		echoStreams(t, s.ns, ":"+s.port)
+	}
+	for _, s := range []struct {
+		ns   *bed.NS
+		addr string
+	}{{c.Far, bed.FarAddr4}, {c.target.NS, "0.0.0.0"}} {
+		echoDatagrams(t, s.ns, net.JoinHostPort(s.addr, "7001"))
+	}
+
+	begin := time.Now()
+	// One round first, so that what is kept for later is there.
+	soak(t, c, kinds, conns, func() bool { return false })
+	first := c.usage(t)
+	soak(t, c, kinds, conns, func() bool { return time.Since(begin) < length })
+	datagrams := int64(0)
+	for _, k := range kinds {
+		t.Logf("%-16s %d", k.name, k.made.Load())
+		if k.made.Load() == 0 {
+			t.Errorf("%s: none", k.name)
+		}
+		if k.network != "tcp" {
+			datagrams += k.made.Load()
+		}
+	}
+	// Flows of datagrams and echo requests stay for some time after the last one; who wants to see
+	// them go waits.
+	allowed := int(datagrams) * 3
+	what := "connections to end"
+	if full {
+		allowed, what = 0, "all flows to end"
+	}
+	idle := func() (bool, error) { return c.usage(t).FDs <= 64+allowed, nil }
+	if err := bed.Wait(patience(t, 5*time.Minute), what, idle); err != nil {
+		t.Error(err)
+	}
+	last := c.usage(t)
+	t.Logf("%v; %+v after the first round, %+v at the end", time.Since(begin).Round(time.Second), first, last)
+	live := max(last.FDs-first.FDs, 0) // a descriptor is 16 KiB of a flow at most
+	if grown := int64(last.RSS) - int64(first.RSS); grown > int64(24<<20+live*16<<10) {
+		t.Errorf("%d KiB more in use at the end than after the first round", grown>>10)
+	}
+	if last.Threads > first.Threads+4 {
+		t.Errorf("%d threads, %d after the first round", last.Threads, first.Threads)
+	}
+}
+
+// soak has so many workers each exchange something once, and then as long as more says.
+func soak(t *testing.T, c *connection, kinds []*soakKind, workers int, more func() bool) {
+	t.Helper()
+	var all sync.WaitGroup
+	var faults atomic.Int64
+	for i := range workers {
+		k := kinds[i%len(kinds)]
+		rnd := rand.New(rand.NewPCG(uint64(i), 1))
+		all.Go(func() {
+			for {
+				if err := k.exchange(c, rnd); err != nil {
+					if faults.Add(1) <= 5 {
+						t.Errorf("%s: %v", k.name, err)
+					}
+					return
+				}
+				k.made.Add(1)
+				if !more() {
+					return
+				}
+			}
+		})
+	}
+	all.Wait()
+}
+
+// exchange has something come back over a connection of its own.
+func (k *soakKind) exchange(c *connection, rnd *rand.Rand) error {
+	ctx, cancel := context.WithTimeout(context.Background(), 4*limit)
+	defer cancel()
+	conn, err := k.from(c).Dial(ctx, k.network, k.addr)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(4 * limit))
+	switch k.network {
+	case "tcp":
+		return soakStream(conn.(*net.TCPConn), rnd)
+	case "udp":
+		return soakDatagrams(conn, rnd)
+	}
+	return soakEcho(conn, rnd)
+}
+
+func soakStream(c *net.TCPConn, rnd *rand.Rand) error {
+	want := make([]byte, 1+rnd.IntN(1<<(4+rnd.IntN(14))))
+	fill(want, rnd)
+	sent := make(chan error, 1)
+	ending := rnd.IntN(4)
+	go func() {
+		_, err := c.Write(want)
+		if err == nil && ending != 0 {
+			err = c.CloseWrite()
+		}
+		sent <- err
+	}()
+	if ending == 1 { // a reset in the middle
+		n := rnd.IntN(len(want))
+		_, err := io.ReadFull(c, make([]byte, n))
+		c.SetLinger(0)
+		c.Close()
+		<-sent // whatever it says
+		return err
+	}
+	got := make([]byte, len(want))
+	_, err := io.ReadFull(c, got)
+	if err = errors.Join(err, <-sent); err != nil {
+		return fmt.Errorf("%d bytes: %w", len(want), err)
+	}
+	if !bytes.Equal(got, want) {
+		return fmt.Errorf("%d other bytes come back", len(want))
+	}
+	if ending == 2 { // wait for the end
+		if n, err := c.Read(got[:1]); n != 0 || err != io.EOF {
+			return fmt.Errorf("%d bytes after the end, %v", n, err)
+		}
+	}
+	return nil
+}
+
+// soakDatagrams sends some datagrams one after the other. One that is lost is sent again.
+func soakDatagrams(c net.Conn, rnd *rand.Rand) error {
+	got := make([]byte, 1<<16)
+	for range 1 + rnd.IntN(3) {
+		want := make([]byte, 8+rnd.IntN(1400))
+		fill(want, rnd)
+		if err := repeat(c, want, func(n int) bool { return bytes.Equal(got[:n], want) }, got); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func soakEcho(c net.Conn, rnd *rand.Rand) error {
+	b := make([]byte, 64)
+	fill(b, rnd)
+	b[0], b[1], b[2], b[3] = 8, 0, 0, 0
+	sum := uint32(0)
+	for i := 0; i < len(b); i += 2 {
+		sum += uint32(binary.BigEndian.Uint16(b[i:]))
+	}
+	sum = sum>>16 + sum&0xffff
+	sum += sum >> 16
+	binary.BigEndian.PutUint16(b[2:], ^uint16(sum))
+	got := make([]byte, 1500)
+	const ip = 20 // bytes of header that such a socket shows
+	return repeat(c, b, func(n int) bool {
+		return n == ip+len(b) && got[ip] == 0 && bytes.Equal(got[ip+4:n], b[4:])
+	}, got)
+}
+
+// repeat sends b until an answer comes that is the right one; others belong to others.
+func repeat(c net.Conn, b []byte, right func(n int) bool, got []byte) error {
+	for range 30 {
+		if _, err := c.Write(b); err != nil {
+			return err
+		}
+		c.SetReadDeadline(time.Now().Add(time.Second))
+		for {
+			n, err := c.Read(got)
+			if errors.Is(err, os.ErrDeadlineExceeded) {
+				break
+			}
+			if err != nil {
+				return err
+			}
+			if right(n) {
+				return nil
+			}
+		}
+	}
+	return errors.New("no answer")
+}
+
+func fill(b []byte, rnd *rand.Rand) {
+	for i := range b {
+		b[i] = byte(rnd.Uint32())
+	}
+}
+
+// echoStreams sends back what comes over connections to addr of ns.
+func echoStreams(t *testing.T, ns *bed.NS, addr string) {
+	t.Helper()
+	l, err := ns.Listen("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				io.Copy(c, c)
+				c.Close()
+			}()
+		}
+	}()
+}
+
+// echoDatagrams sends back what comes as datagrams to addr of ns.
+func echoDatagrams(t *testing.T, ns *bed.NS, addr string) {
+	t.Helper()
+	c, err := ns.ListenPacket("udp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	go func() {
+		for b := make([]byte, 1<<16); ; {
+			n, from, err := c.ReadFrom(b)
+			if err != nil {
+				return
+			}
+			c.WriteTo(b[:n], from)
+		}
+	}()
+}
