@@ -3,6 +3,7 @@ package actors
 import (
 	"runtime"
 	"sync"
+	"sync/atomic"
 
 	"fusilli/actors/flow"
 	"fusilli/tapio/frame"
@@ -16,6 +17,8 @@ const (
 	// Frames that open flows and wait for that: as many, and as many bytes of slab.
 	doorFrames = 4096
 	doorBytes  = 512 << 10
+
+	minTurn, maxTurn = flow.Time(50e3), flow.Time(10e6) // 50 µs, 10 ms
 )
 
 // door lets few flows begin at a time: to begin one costs as much as to carry some hundred kilobytes of
@@ -25,6 +28,8 @@ const (
 // Any goroutine may use it.
 type door struct {
 	e *Engine
+
+	until atomic.Int64 // when the turn is over of those that begin, in flow.Time
 
 	mu     sync.Mutex
 	inside int
@@ -78,11 +83,24 @@ func (d *door) leave() {
 		if !ok {
 			return
 		}
-		runtime.Gosched() // or the next one would take its turn before all others
+		d.takeTurns()
 		if d.e.begin(&run) {
 			return
 		}
 	}
+}
+
+// takeTurns lets other goroutines have their turn, when those that begin flows have had as much time
+// as the others had before: without it the next to begin would go before all others, and with one at a
+// time those that wait would starve among thousands of busy flows.
+func (d *door) takeTurns() {
+	now := flow.Now()
+	if now < flow.Time(d.until.Load()) {
+		return
+	}
+	runtime.Gosched()
+	then := flow.Now()
+	d.until.Store(int64(then + min(max(then-now, minTurn), maxTurn)))
 }
 
 // pop returns the frame that has waited longest, whose flow is inside then.

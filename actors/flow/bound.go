@@ -46,13 +46,14 @@ func Exhausted(err error) bool {
 	return errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOMEM) || errors.Is(err, unix.ENOBUFS)
 }
 
-// NoSocket notes that a flow has none because of err, if that is for want of descriptors or memory: then
+// NoSocket notes that the flow of p has none because of err, if that is for want of descriptors or memory: then
 // the flow that has waited longest for an answer gives way, so that the next one finds room. It reports
 // whether there was one.
-func (e *Env) NoSocket(message string, err error) bool {
+func (e *Env) NoSocket(p *Port, message string, err error) bool {
 	if !Exhausted(err) {
 		return false
 	}
 	e.Counters.NoSocket.ReachedBy(e.Log, message, err)
+	p.Settled() // or it might give way to itself
 	return e.GiveWay != nil && e.GiveWay()
 }

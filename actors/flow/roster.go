@@ -53,7 +53,7 @@ func NewRoster(limit *Limit) *Roster {
 	}
 	for i, max := range []int{tcpOut: maxHalfOpen, tcpIn: maxHalfOpen, udpOut: maxUnanswered, udpIn: maxUnanswered, echo: maxEchoes} {
 		r.kinds[i].max = max
-		if quarter := int(limit.max) / 4; quarter > 0 {
+		if quarter := int(limit.max) / 4; quarter >= 16 {
 			r.kinds[i].max = min(max, quarter)
 		}
 	}

@@ -84,7 +84,7 @@ func Serve(env *flow.Env, port *flow.Port, dialer Dialer, dst netip.Addr) {
 	fd, err := dialer.Ping(dst)
 	port.Opened()
 	if err != nil {
-		env.NoSocket("No socket for echo requests", err)
+		env.NoSocket(port, "No socket for echo requests", err)
 		refused(env.Log, dst, err)
 		return
 	}

@@ -259,7 +259,7 @@ func (c *conn) open(dialer Dialer) bool {
 	fd, err := dialer.Dial(c.host)
 	if err != nil {
 		c.env.Log.Debug("connect", zap.Stringer("host", c.host), zap.Error(err))
-		if !c.env.NoSocket("TCP: Unable to open socket for new connection", err) {
+		if !c.env.NoSocket(c.port, "TCP: Unable to open socket for new connection", err) {
 			c.sendRST()
 		} // or the guest repeats its SYN, when there is room
 		return false

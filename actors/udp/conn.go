@@ -116,7 +116,7 @@ func (c *conn) take(fd int) bool {
 func (c *conn) noSocket(err error) {
 	const text = "Dropping datagram with no flow"
 	c.env.Log.Debug(text, zap.Stringer("host", c.host), zap.Error(err))
-	c.env.NoSocket(text, err)
+	c.env.NoSocket(c.port, text, err)
 }
 
 // step does all there is to do before the actor sleeps. It reports whether the flow goes on.

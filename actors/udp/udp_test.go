@@ -674,7 +674,7 @@ func TestFlowWithoutSocketEnds(t *testing.T) {
 
 func TestOutOfDescriptorsWarnsOnce(t *testing.T) {
 	core, logs := observer.New(zap.InfoLevel)
-	c := &conn{env: &flow.Env{Log: zap.New(core)}}
+	c := &conn{env: &flow.Env{Log: zap.New(core)}, port: flow.NewPort(flow.Key{})}
 	for _, e := range []unix.Errno{unix.ENETUNREACH, unix.EMFILE, unix.EMFILE, unix.EACCES} {
 		c.noSocket(os.NewSyscallError("socket", e))
 	}
