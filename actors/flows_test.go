@@ -131,7 +131,8 @@ func TestStopInTransfer(t *testing.T) {
 	u := b.dialUDP(t, families[0], echoUDP(t, families[0]))
 	until(t, "data in flight", func() bool {
 		u.Write([]byte("x")) // the link is busy, and may lose it
-		return moved.Load() > 1<<20 && b.Flows() == 11
+		// On a busy machine the guest may give up some of them before that.
+		return moved.Load() > 1<<20 && b.Counters().UDP.Load() == 1 && b.Flows() > 1
 	})
 
 	b.stop()
