@@ -186,8 +186,11 @@ func TestPasstFlowsOutliveTheirClient(t *testing.T) {
 	c.Close()
 	h = plugIn(t, socket)
 	s := h.until(func(s segment) bool { return s.flags&frame.FIN != 0 })
-	if s.seq != ack || s.ack != seq+1 {
-		t.Errorf("FIN at %d acknowledges %d, want 0 and 1", s.seq-ack, s.ack-seq)
+	if s.seq != ack {
+		t.Errorf("FIN at %d, want 0", s.seq-ack)
+	}
+	if s.ack != seq+1 { // the peer may end before its kernel has acknowledged the guest's end
+		h.until(func(s segment) bool { return s.ack == seq+1 })
 	}
 	h.tcp(tcp, seq+1, ack+1, frame.ACK, "")
 	h.Write(question())
