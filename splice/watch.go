@@ -108,12 +108,11 @@ func (w *watch) waitUntil(t flow.Time, stopping func() bool) bool {
 	return true
 }
 
-// idle makes the watch ready for its next holder. Its sockets are closed.
+// idle makes the watch ready for its next holder, who must not find a deadline that has passed. Its
+// sockets are closed.
 func (w *watch) idle() {
-	if w.alarm != 0 {
-		w.file.SetReadDeadline(time.Time{})
-		w.alarm = 0
-	}
+	w.file.SetReadDeadline(time.Time{})
+	w.alarm = 0
 }
 
 // ring wakes who waits, now and whenever it waits again. It is for the end of everything.
