@@ -96,13 +96,18 @@ func TestTraceroute(t *testing.T) {
 		} {
 			t.Run(f.name+" "+tt.name, func(t *testing.T) {
 				args := append([]string{"-n", "-q", "3", "-N", "1", "-w", "2", "-m", "5"}, tt.args...)
-				out, err := c.target.Output(patience(t, limit), bed.Root, "traceroute", append(args, tt.to)...)
-				if err != nil {
-					t.Fatal(err)
-				}
+				// On a busy machine all probes of a hop may be late or lost; then once more.
 				var got []string
-				for _, m := range hop.FindAllStringSubmatch(out, -1) {
-					got = append(got, m[1]+m[2])
+				var out string
+				for try := 0; try < 3 && !slices.Equal(got, tt.want); try++ {
+					var err error
+					if out, err = c.target.Output(patience(t, limit), bed.Root, "traceroute", append(args, tt.to)...); err != nil {
+						t.Fatal(err)
+					}
+					got = nil
+					for _, m := range hop.FindAllStringSubmatch(out, -1) {
+						got = append(got, m[1]+m[2])
+					}
 				}
 				if !slices.Equal(got, tt.want) {
 					t.Errorf("hops %q, want %q\n%s", got, tt.want, out)
