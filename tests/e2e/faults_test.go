@@ -277,3 +277,292 @@ func TestTranslatorRunsOutOfFiles(t *testing.T) {
 		t.Errorf("nothing is said of it: %v", told)
 	}
 }
+
+// nft runs commands of nft(8) on the host.
+func (c *connection) nft(t *testing.T, script string) {
+	t.Helper()
+	if _, err := c.Host.Output(patience(t, limit), bed.Root, "nft", script); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// refusedDatagram sends from a fresh port of the target to addr until it is told why that is refused.
+func (c *connection) refusedDatagram(t *testing.T, addr string) error {
+	t.Helper()
+	conn, err := c.target.Dial(patience(t, limit), "udp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	_, err = ask(conn, []byte("?"))
+	return err
+}
+
+// A firewall on the host forbids the translator this and that: programs in the namespace notice as
+// they would without it between, and everything else goes on.
+func TestFirewallOfTheHost(t *testing.T) {
+	t.Parallel()
+	const short = 500 * time.Millisecond
+	c := connect(t, newBed(t, defaultBed), "-t", "none", "-u", "none", "-T", "none", "-U", "none")
+	old := []*living{c.living(t, bed.FarAddr4), c.living(t, bed.FarAddr6)}
+	for _, f := range families {
+		for _, port := range []string{"81", "82", "83"} {
+			echoStreams(t, c.Far, net.JoinHostPort(f.far, port))
+			echoDatagrams(t, c.Far, net.JoinHostPort(f.far, port))
+		}
+	}
+	const rules = `table inet f {
+chain out {
+type filter hook output priority 0
+tcp dport 81 drop
+udp dport 81 drop
+tcp dport 82 reject with tcp reset
+udp dport 82 reject
+tcp dport 83 reject
+udp dport 83 reject with icmpx admin-prohibited
+}
+}`
+	c.nft(t, rules)
+	for _, f := range families {
+		at := func(port string) string { return net.JoinHostPort(f.far, port) }
+		for _, port := range []string{"82", "83"} {
+			if err := c.try(t, c.target.NS, at(port), limit); !errors.Is(err, unix.ECONNREFUSED) {
+				t.Errorf("%s: TCP that is rejected: %v, want ECONNREFUSED", at(port), err)
+			}
+		}
+		if err := c.refusedDatagram(t, at("82")); !errors.Is(err, unix.ECONNREFUSED) {
+			t.Errorf("%s: UDP that is rejected: %v, want ECONNREFUSED", at("82"), err)
+		}
+		if err := c.try(t, c.target.NS, at("81"), short); err == nil {
+			t.Errorf("%s: TCP that is dropped is answered", at("81"))
+		}
+		if err := c.tryDatagram(t, c.target.NS, at("81"), short); err == nil {
+			t.Errorf("%s: UDP that is dropped is answered", at("81"))
+		}
+		if err := c.tryDatagram(t, c.target.NS, at("83"), short); err == nil {
+			t.Errorf("%s: UDP that is prohibited is answered", at("83"))
+		}
+	}
+	for _, l := range old {
+		l.goOn(t, "beside a firewall")
+	}
+
+	// Now it is the flows that there are.
+	c.nft(t, "flush chain inet f out; add rule inet f out drop")
+	for _, l := range old {
+		l.target.Write([]byte("early"))
+		l.datagrams.Write([]byte("lost"))
+	}
+	c.nft(t, "delete table inet f")
+	for _, l := range old {
+		l.peer.SetDeadline(time.Now().Add(limit))
+		if _, err := io.ReadFull(l.peer, make([]byte, 5)); err != nil {
+			t.Errorf("%s: what was dropped and sent again: %v", l.name, err)
+		}
+		l.goOn(t, "without a firewall")
+	}
+	for _, f := range families {
+		for _, port := range []string{"81", "82", "83"} {
+			addr := net.JoinHostPort(f.far, port)
+			if err := c.try(t, c.target.NS, addr, limit); err != nil {
+				t.Errorf("TCP to %s without a firewall: %v", addr, err)
+			}
+			if err := c.tryDatagram(t, c.target.NS, addr, limit); err != nil {
+				t.Errorf("UDP to %s without a firewall: %v", addr, err)
+			}
+		}
+	}
+}
+
+// The address that --outbound names is taken from the host: connections are made without it, and what
+// cannot be done without it works again when it is back.
+func TestOutboundAddressGoesAway(t *testing.T) {
+	t.Parallel()
+	const short = 500 * time.Millisecond
+	b := newBed(t, defaultBed)
+	const addresses = "address add 10.77.0.22/24 dev h0\naddress add fd77::22/64 dev h0 nodad preferred_lft 0"
+	if err := b.Host.IP(addresses); err != nil {
+		t.Fatal(err)
+	}
+	c := connect(t, b, "-o", "10.77.0.22", "-o", "fd77::22", "-t", "none", "-u", "none", "-T", "none", "-U", "none")
+	for _, f := range families {
+		echoStreams(t, c.Far, net.JoinHostPort(f.far, "7000"))
+		echoDatagrams(t, c.Far, net.JoinHostPort(f.far, "7001"))
+	}
+	c.living(t, bed.FarAddr4).goOn(t, "with the address")
+	if err := b.Host.IP("address del 10.77.0.22/24 dev h0\naddress del fd77::22/64 dev h0"); err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		if err := c.try(t, c.target.NS, net.JoinHostPort(f.far, "7000"), limit); err != nil {
+			t.Errorf("%s: TCP without the address: %v", f.name, err)
+		}
+		if err := c.tryDatagram(t, c.target.NS, net.JoinHostPort(f.far, "7001"), short); err == nil {
+			t.Errorf("%s: UDP works without the address it is to come from", f.name)
+		}
+		if err := c.tryPing(t, f.far, 5*time.Second); err != nil {
+			t.Errorf("%s: echo without the address: %v", f.name, err)
+		}
+	}
+	if err := b.Host.IP(addresses); err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		if err := c.try(t, c.target.NS, net.JoinHostPort(f.far, "7000"), limit); err != nil {
+			t.Errorf("%s: TCP with the address again: %v", f.name, err)
+		}
+		if err := c.tryDatagram(t, c.target.NS, net.JoinHostPort(f.far, "7001"), limit); err != nil {
+			t.Errorf("%s: UDP with the address again: %v", f.name, err)
+		}
+	}
+	for _, text := range []string{"Can't bind TCP outbound socket to 10.77.0.22:0", "Can't bind TCP outbound socket to fd77::22:0"} {
+		if !strings.Contains(c.proc.Stderr(), text) {
+			t.Errorf("%q is not said: %s", text, c.proc.Stderr())
+		}
+	}
+}
+
+// The host loses its address or its link for a while: connections by that way stall as they would on the
+// host, new ones fail at once, everything else goes on, and afterwards all is as before.
+func TestLinkOfTheHostGoesAway(t *testing.T) {
+	t.Parallel()
+	const restore = "route replace default via " + bed.FarAddr4 + "\nroute replace ::/0 via " + bed.FarAddr6
+	for _, tt := range []struct{ name, gone, back string }{
+		{"address", "address del " + bed.HostAddr4 + "/24 dev h0\naddress del " + bed.HostAddr6 + "/64 dev h0\nroute del ::/0",
+			"address add " + bed.HostAddr4 + "/24 dev h0\naddress add " + bed.HostAddr6 + "/64 dev h0 nodad\n" + restore},
+		{"link", "link set h0 down",
+			"link set h0 up\naddress replace " + bed.HostAddr6 + "/64 dev h0 nodad\n" + restore},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			b := newBed(t, defaultBed)
+			c := connect(t, b, "-t", "7000", "-u", "none", "-T", "7002", "-U", "none", "--map-host-loopback", "10.99.0.1", "--map-host-loopback", "fd99::1")
+			for _, f := range families {
+				echoStreams(t, c.Far, net.JoinHostPort(f.far, "7000"))
+				echoDatagrams(t, c.Far, net.JoinHostPort(f.far, "7001"))
+			}
+			echoStreams(t, c.target.NS, ":7000")
+			echoStreams(t, c.Host, ":7002")
+			old := []*living{c.living(t, bed.FarAddr4), c.living(t, bed.FarAddr6)}
+			own, err := c.target.Dial(patience(t, limit), "tcp", "10.99.0.1:7002") // by the tap to the host's loopback
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer own.Close()
+			beside := func(when string) {
+				t.Helper()
+				own.SetDeadline(time.Now().Add(limit))
+				if err := tell(own, own); err != nil {
+					t.Errorf("%s: connection to the host's loopback: %v", when, err)
+				}
+				for addr, ns := range map[string]*bed.NS{"127.0.0.1:7000": c.Host, "127.0.0.1:7002": c.target.NS, "10.99.0.1:7002": c.target.NS, "[fd99::1]:7002": c.target.NS} {
+					if err := c.try(t, ns, addr, limit); err != nil {
+						t.Errorf("%s: new connection to %s: %v", when, addr, err)
+					}
+				}
+			}
+			beside("before")
+
+			if err := b.Host.IP(tt.gone); err != nil {
+				t.Fatal(err)
+			}
+			for _, l := range old {
+				l.target.SetDeadline(time.Now().Add(limit))
+				if _, err := l.target.Write([]byte("early")); err != nil {
+					t.Errorf("%s: %v", l.name, err)
+				}
+				l.datagrams.Write([]byte("lost"))
+			}
+			for _, f := range families {
+				if err := c.try(t, c.target.NS, net.JoinHostPort(f.far, "7000"), limit); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+					t.Errorf("%s: new connection without a way: %v, want an error at once", f.name, err)
+				}
+				if err := c.tryDatagram(t, c.target.NS, net.JoinHostPort(f.far, "7001"), 300*time.Millisecond); err == nil {
+					t.Errorf("%s: a datagram is answered without a way", f.name)
+				}
+			}
+			beside("meanwhile")
+			if err := b.Host.IP(tt.back); err != nil {
+				t.Fatal(err)
+			}
+			for _, l := range old {
+				l.peer.SetDeadline(time.Now().Add(limit))
+				if _, err := io.ReadFull(l.peer, make([]byte, 5)); err != nil {
+					t.Errorf("%s: what was sent meanwhile: %v", l.name, err)
+				}
+				l.goOn(t, "afterwards")
+			}
+			for _, f := range families {
+				if err := c.try(t, c.target.NS, net.JoinHostPort(f.far, "7000"), limit); err != nil {
+					t.Errorf("%s: new connection afterwards: %v", f.name, err)
+				}
+				if err := c.tryDatagram(t, c.target.NS, net.JoinHostPort(f.far, "7001"), limit); err != nil {
+					t.Errorf("%s: datagram afterwards: %v", f.name, err)
+				}
+			}
+			beside("afterwards")
+		})
+	}
+}
+
+// The resolver falls silent, is gone, and comes back, under the address that stands for it: each time a
+// program in the namespace gets what it would get on the host.
+func TestResolverComesAndGoes(t *testing.T) {
+	t.Parallel()
+	b := newBed(t, defaultBed)
+	c := connect(t, b, "--dns-forward", "198.51.100.1", "--dns-forward", "2001:db8::53", "--dns-host", bed.FarAddr6)
+	old := c.living(t, bed.FarAddr4)
+	for i, alias := range []string{"198.51.100.1:53", "[2001:db8::53]:53"} {
+		t.Run(families[i].name, func(t *testing.T) {
+			real := net.JoinHostPort(families[i].far, "53")
+			// One that asks from the same port all the time.
+			stub, err := c.target.Dial(patience(t, limit), "udp", alias)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer stub.Close()
+			for round := range 2 {
+				t.Run(fmt.Sprintf("answers %d", round), func(t *testing.T) {
+					resolver(t, b.Far, real)
+					for _, network := range []string{"udp", "tcp"} {
+						if got, err := c.resolve(t, network, alias); err != nil || got != real {
+							t.Errorf("%s: answered by %q, %v", network, got, err)
+						}
+					}
+					// Errors of earlier queries come first.
+					waitFor(t, "an answer to the old port", func() bool {
+						got, err := ask(stub, query(t))
+						return err == nil && len(got) > 12
+					})
+				})
+				t.Run(fmt.Sprintf("silent %d", round), func(t *testing.T) {
+					silent, err := b.Far.ListenPacket("udp", real)
+					if err != nil {
+						t.Fatal(err)
+					}
+					defer silent.Close()
+					stub.SetReadDeadline(time.Now().Add(300 * time.Millisecond))
+					stub.Write(query(t))
+					if n, err := stub.Read(make([]byte, 512)); !errors.Is(err, os.ErrDeadlineExceeded) {
+						t.Errorf("%d bytes, %v, want silence", n, err)
+					}
+					silent.SetDeadline(time.Now().Add(limit))
+					if _, _, err := silent.ReadFrom(make([]byte, 512)); err != nil {
+						t.Errorf("the query has not come: %v", err)
+					}
+				})
+				t.Run(fmt.Sprintf("gone %d", round), func(t *testing.T) {
+					if _, err := ask(stub, query(t)); !errors.Is(err, unix.ECONNREFUSED) {
+						t.Errorf("UDP from the old port: %v, want ECONNREFUSED", err)
+					}
+					for _, network := range []string{"udp", "tcp"} {
+						if _, err := c.resolve(t, network, alias); !errors.Is(err, unix.ECONNREFUSED) {
+							t.Errorf("%s: %v, want ECONNREFUSED", network, err)
+						}
+					}
+				})
+			}
+		})
+	}
+	old.goOn(t, "at the end")
+}
