@@ -33,17 +33,10 @@ type door struct {
 
 	mu     sync.Mutex
 	inside int
-	queue  []caller              // frames that wait, from next on; while there are any, inside is not 0
-	asked  map[flow.Key]struct{} // flows of TCP whose SYN is among them or is being let in
+	queue  []flow.Run // frames that wait, from next on; while there are any, inside is not 0
 	next   int
 	bytes  int
 	slab   *flow.Slab // where the next one goes; nil: none is held
-}
-
-// caller is a frame that waits at the door, and the flow it opens.
-type caller struct {
-	run flow.Run
-	key flow.Key
 }
 
 // enter reports whether the flow that the frame b, parsed as pkt, opens may begin now: then leave is to
@@ -55,26 +48,14 @@ func (d *door) enter(b []byte, pkt *frame.Packet) bool {
 		d.inside++
 		return true
 	}
-	k := keyOf(pkt)
-	if _, ok := d.asked[k]; ok {
-		// A SYN that is repeated. Kept, it might be let in when its connection has been and gone.
-		return false
-	}
-	if len(d.queue)-d.next >= doorFrames || d.bytes+len(b) > doorBytes || !d.wait(b, pkt, &k) {
+	if len(d.queue)-d.next >= doorFrames || d.bytes+len(b) > doorBytes || !d.wait(b, pkt) {
 		d.e.env.Counters.Crowded.Reached(d.e.cfg.Log, "Too many new flows at a time, some are lost")
-		return false
-	}
-	if pkt.Kind == frame.TCP {
-		if d.asked == nil {
-			d.asked = make(map[flow.Key]struct{})
-		}
-		d.asked[k] = struct{}{}
 	}
 	return false
 }
 
 // wait adds a copy of b to the queue, if there is a slab for it.
-func (d *door) wait(b []byte, pkt *frame.Packet, k *flow.Key) bool {
+func (d *door) wait(b []byte, pkt *frame.Packet) bool {
 	var room []byte
 	if d.slab != nil {
 		if room = d.slab.Room(); room == nil {
@@ -90,7 +71,7 @@ func (d *door) wait(b []byte, pkt *frame.Packet, k *flow.Key) bool {
 	start := d.slab.Used()
 	d.slab.Append(copy(room, b), pkt)
 	run := d.slab.Run(start)
-	d.queue = append(d.queue, caller{run, *k})
+	d.queue = append(d.queue, run)
 	d.bytes += run.Len()
 	return true
 }
@@ -98,16 +79,12 @@ func (d *door) wait(b []byte, pkt *frame.Packet, k *flow.Key) bool {
 // leave says that a flow which was let in has begun, or has not and never will.
 func (d *door) leave() {
 	for {
-		c, ok := d.pop()
+		run, ok := d.pop()
 		if !ok {
 			return
 		}
 		d.takeTurns()
-		begun := d.e.begin(&c.run)
-		if c.key.Proto == frame.ProtoTCP {
-			d.forget(&c.key)
-		}
-		if begun {
+		if d.e.begin(&run) {
 			return
 		}
 	}
@@ -127,34 +104,25 @@ func (d *door) takeTurns() {
 }
 
 // pop returns the frame that has waited longest, whose flow is inside then.
-func (d *door) pop() (caller, bool) {
+func (d *door) pop() (flow.Run, bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if len(d.queue) == 0 {
 		d.inside--
-		return caller{}, false
+		return flow.Run{}, false
 	}
-	c := d.queue[d.next]
-	d.queue[d.next] = caller{}
+	run := d.queue[d.next]
+	d.queue[d.next] = flow.Run{}
 	d.next++
-	d.bytes -= c.run.Len()
+	d.bytes -= run.Len()
 	switch {
 	case d.next == len(d.queue):
 		d.queue, d.next = nil, 0
 		d.letGo()
 	case d.next == doorFrames:
-		d.queue, d.next = append([]caller(nil), d.queue[d.next:]...), 0
+		d.queue, d.next = append([]flow.Run(nil), d.queue[d.next:]...), 0
 	}
-	return c, true
-}
-
-// forget has a SYN for the flow k wait again.
-func (d *door) forget(k *flow.Key) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if delete(d.asked, *k); len(d.asked) == 0 {
-		d.asked = nil
-	}
+	return run, true
 }
 
 func (d *door) letGo() {

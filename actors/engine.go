@@ -80,6 +80,7 @@ type Engine struct {
 	seen     seen
 	roster   *flow.Roster
 	door     door
+	sharing  sharing
 
 	mu    sync.Mutex // between a flow's beginning and the engine's end
 	ended bool       // no more flows
@@ -120,6 +121,7 @@ func New(cfg Config) *Engine {
 	cfg.Limit.OnFull(func() { e.env.GiveWay() })
 	e.env.SetGuestMAC(cfg.GuestMAC)
 	e.env.Present = e.present
+	e.env.Sharing = shares{e}
 	if t := cfg.Neigh.Neighbours; t != nil {
 		e.env.MACOf = t.Lookup
 	}
@@ -327,11 +329,11 @@ func (r *reader) find(b []byte, pkt *frame.Packet) *flow.Port {
 	}
 	p := e.table.Lookup(&k)
 	if p == nil {
-		p = e.create(&k, b, pkt)
+		if p = e.create(&k, b, pkt); *p.Key() != k {
+			return p // a service, drop, or one that may take the flow as its own
+		}
 	}
-	if !isService(p) { // as drop is
-		r.key, r.last = k, p
-	}
+	r.key, r.last = k, p
 	return p
 }
 
@@ -359,7 +361,7 @@ func keyOf(pkt *frame.Packet) flow.Key {
 }
 
 // create makes the flow that the frame b, parsed as pkt, opens, and returns its port; if it opens
-// none, or has to wait for that, that of the service it is for, or drop.
+// none, or has to wait for that, that of the service or the other flow it is for, or drop.
 func (e *Engine) create(k *flow.Key, b []byte, pkt *frame.Packet) *flow.Port {
 	var o opening
 	p := e.plan(k, b, pkt, &o)
@@ -379,11 +381,12 @@ func (e *Engine) create(k *flow.Key, b []byte, pkt *frame.Packet) *flow.Port {
 type opening struct {
 	serve  func(*flow.Port) // nil: it does not
 	made   *atomic.Uint64   // counts it
+	shares bool             // others may use its socket
 	exists bool             // somebody else was faster
 }
 
 // plan finds out how the flow begins that the frame b, parsed as pkt, opens. If it opens none, plan
-// returns the port of the service the frame is for, or drop.
+// returns the port of the service the frame is for, or of the flow whose socket it may share, or drop.
 func (e *Engine) plan(k *flow.Key, b []byte, pkt *frame.Packet, o *opening) *flow.Port {
 	if p := e.services.claim(pkt); p != nil {
 		return p
@@ -414,6 +417,11 @@ func (e *Engine) plan(k *flow.Key, b []byte, pkt *frame.Packet, o *opening) *flo
 		if e.cfg.NoUDP || dst.IsUnspecified() || pkt.DstPort == 0 {
 			return drop
 		}
+		if o.shares = mayShare(netip.AddrPortFrom(dst, pkt.DstPort), host); o.shares {
+			if p := e.sharer(k); p != nil {
+				return p
+			}
+		}
 		o.made = &e.env.Counters.UDP
 		o.serve = func(p *flow.Port) { udp.Serve(e.env, p, &e.cfg.Host, host) }
 	default:
@@ -438,7 +446,15 @@ func (e *Engine) plan(k *flow.Key, b []byte, pkt *frame.Packet, o *opening) *flo
 func (e *Engine) open(k *flow.Key, o *opening) *flow.Port {
 	p := flow.NewPort(*k)
 	p.OnOpened(e.door.leave)
+	var offer *flow.Alias
+	if o.shares {
+		offer = e.offerToShare(p)
+	}
 	err := e.start(p, o.made, o.serve, false)
+	if err != nil && offer != nil {
+		e.table.Drop(offer)
+		p.Close() // or what somebody has offered by now stays
+	}
 	switch {
 	case errors.Is(err, flow.ErrExists):
 		o.exists = true
@@ -515,6 +531,9 @@ func (e *Engine) end(p *flow.Port) {
 	}
 	e.roster.Remove(p)
 	e.table.Remove(p)
+	if a := p.Shared(); a != nil {
+		e.table.Drop(a)
+	}
 	p.Close()
 	p.Opened() // if it has not said so
 	if run, ok := p.Left(); ok {

@@ -72,6 +72,9 @@ type Env struct {
 	// Gate, if not nil, is the link's.
 	Gate tapio.Gate
 
+	// Sharing has flows of UDP share sockets; nil: each has its own.
+	Sharing Sharing
+
 	guestMAC atomic.Uint64
 	buffers  sync.Pool
 
@@ -101,6 +104,8 @@ type Counters struct {
 	BadNeigh     atomic.Uint64 // malformed ARP and NDP messages
 	BadDHCP      atomic.Uint64 // malformed DHCP messages
 	BadDHCPv6    atomic.Uint64 // malformed DHCPv6 messages
+
+	Strangers atomic.Uint64 // datagrams of UDP from peers the guest has not spoken to, on sockets that many share
 
 	Fragments        [frag.NumOutcomes]atomic.Uint64 // fragments from the guest, by what has become of them
 	FragmentsExpired atomic.Uint64                   // datagrams that were not complete in time

@@ -33,10 +33,9 @@ var past = time.Unix(1, 0)
 
 // Port is how the world reaches a flow's actor: its mailbox, its doorbell and its host socket.
 //
-// Offer, Stop, TooBig and Key may be called by anyone, everything else only by the actor.
+// Offer, Stop, Stopped, TooBig, Gone, Alone and Key may be called by anyone, everything else only by the actor.
 type Port struct {
-	key  Key
-	next atomic.Pointer[Port]
+	entry
 
 	in    chan Run
 	state atomic.Uint32
@@ -46,7 +45,7 @@ type Port struct {
 
 	tooBig atomic.Uint64 // see TooBig
 
-	file  *os.File
+	file  atomic.Pointer[os.File]
 	raw   syscall.RawConn
 	fd    int
 	step  func(uintptr) bool
@@ -56,6 +55,9 @@ type Port struct {
 	lost func(Run) // see OnLost
 
 	opened func() // see OnOpened
+
+	shared *Alias      // see Share
+	alone  atomic.Bool // see Alone
 
 	stage  uint8 // of the actor: what it has told the roster
 	kind   uint8 // see Roster, which guards what follows
@@ -78,7 +80,9 @@ func Now() Time { return Time(time.Since(epoch)) }
 
 // NewPort returns a port with an empty mailbox and no socket.
 func NewPort(key Key) *Port {
-	return &Port{key: key, in: make(chan Run, mailboxSize), fd: -1}
+	p := &Port{in: make(chan Run, mailboxSize), fd: -1}
+	p.key, p.port = key, p
+	return p
 }
 
 // Key returns the flow's key.
@@ -126,18 +130,23 @@ func (p *Port) note(n uint32) {
 
 func (p *Port) ring() {
 	if p.state.Load() == waiting && p.state.CompareAndSwap(waiting, running) {
-		p.file.SetReadDeadline(past)
+		p.file.Load().SetReadDeadline(past)
 	}
 }
 
 // Open gives the port its host socket, a non-blocking descriptor that belongs to the port from
-// here on. try is what Wait does whenever the socket may be readable; it returns true to end the
+// here on; one that it had before is closed. try is what Wait does whenever the socket may be readable; it returns true to end the
 // wait, false to sleep until the next readiness.
 func (p *Port) Open(fd int, try func() bool) error {
+	file := os.NewFile(uintptr(fd), "socket")
+	// Who rings for the socket that was there before rings for an actor that does not sleep.
+	if old := p.file.Swap(file); old != nil {
+		old.Close()
+		p.dirty = true
+	}
 	p.fd = fd
-	p.file = os.NewFile(uintptr(fd), "socket")
 	p.step = func(uintptr) bool { return try() }
-	raw, err := p.file.SyscallConn()
+	raw, err := file.SyscallConn()
 	if err != nil {
 		return err
 	}
@@ -155,7 +164,7 @@ func (p *Port) Close() {
 		p.alarm.Stop()
 	}
 	if p.fd >= 0 {
-		p.file.Close()
+		p.file.Load().Close()
 		p.fd = -1
 	}
 	p.gone.Store(true)
@@ -279,7 +288,7 @@ func (p *Port) Wait(socket bool, limit time.Duration) {
 		if limit > 0 {
 			t = time.Now().Add(limit)
 		}
-		p.file.SetReadDeadline(t)
+		p.file.Load().SetReadDeadline(t)
 		p.dirty = limit > 0
 	}
 	p.state.Store(waiting)

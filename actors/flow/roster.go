@@ -109,6 +109,26 @@ func (r *Roster) Remove(p *Port) {
 	p.leaveQueue()
 }
 
+// AddShared counts one more flow of UDP from the guest, which shares the socket of another, and reports
+// whether it may exist. If so, RemoveShared is to be called at its end.
+func (r *Roster) AddShared() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	k := &r.kinds[udpOut]
+	if k.n >= r.most {
+		return false
+	}
+	k.n++
+	return true
+}
+
+// RemoveShared counts n such flows less.
+func (r *Roster) RemoveShared(n int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.kinds[udpOut].n -= n
+}
+
 // Oldest returns a flow that is to give way, so that there is room for another; nil if none is to.
 func (r *Roster) Oldest() *Port {
 	r.mu.Lock()

@@ -160,5 +160,12 @@ func (r *Run) Rest() Run {
 	return *r
 }
 
+// Until returns the frames of r before those of rest, which is what is left of it, with a hold of
+// their own.
+func (r *Run) Until(rest *Run) Run {
+	r.slab.refs.Add(1)
+	return Run{slab: r.slab, off: r.off, end: rest.off}
+}
+
 // Lendable reports whether slabs are plenty, so that r may be kept for a while.
 func (r *Run) Lendable() bool { return !r.slab.pool.Scarce() }

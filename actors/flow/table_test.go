@@ -172,3 +172,58 @@ func TestLookupAllocatesNothing(t *testing.T) {
 		t.Errorf("%v allocations a lookup", n)
 	}
 }
+
+// TestAliases: a port is found by each of its keys, counts once with each alias that counts, and stays found by the
+// others when one goes.
+func TestAliases(t *testing.T) {
+	const max = 3
+	limit := NewFileLimit(max, max)
+	tab := NewTable(limit)
+	p := NewPort(key(0))
+	end := NewAlias(p.Key().Endpoint(), p, false)
+	peers := []*Alias{NewAlias(key(1), p, true), NewAlias(key(2), p, true)}
+	if err := tab.Insert(p); err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range append(peers, end) {
+		if err := tab.Add(a); err != nil {
+			t.Fatal(err)
+		}
+		if err := tab.Add(NewAlias(*a.Key(), p, true)); !errors.Is(err, ErrExists) {
+			t.Errorf("the same alias again: %v", err)
+		}
+		if err := tab.Insert(NewPort(*a.Key())); !errors.Is(err, ErrExists) {
+			t.Errorf("a flow with the key of an alias: %v", err)
+		}
+		if tab.Lookup(a.Key()) != p {
+			t.Errorf("%v does not lead to the port", a.Key())
+		}
+	}
+	if tab.Len() != max || limit.Len() != max || limit.open.Load() != 1 {
+		t.Errorf("%d flows, %d in all with %d descriptors", tab.Len(), limit.Len(), limit.open.Load())
+	}
+	full := NewAlias(key(3), p, true)
+	if err := tab.Add(full); !errors.Is(err, ErrFull) {
+		t.Errorf("one too many: %v", err)
+	}
+	n := 0
+	tab.Each(func(q *Port) {
+		if n++; q != p {
+			t.Errorf("Each finds %v", q.Key())
+		}
+	})
+	if n != 1 {
+		t.Errorf("Each finds %d ports", n)
+	}
+	tab.Remove(p)
+	for _, a := range append(peers, end, full) {
+		tab.Drop(a)
+		tab.Drop(a)
+		if tab.Lookup(a.Key()) != nil {
+			t.Errorf("%v is still there", a.Key())
+		}
+	}
+	if tab.Len() != 0 || limit.Len() != 0 || limit.open.Load() != 0 {
+		t.Errorf("%d flows, %d in all with %d descriptors are left", tab.Len(), limit.Len(), limit.open.Load())
+	}
+}

@@ -56,6 +56,8 @@ type twin struct {
 	mu    sync.Mutex
 	flows []begun
 	fds   []int
+
+	listens map[uint16]int
 }
 
 func (w *twin) note(fd int, b begun) {
@@ -82,6 +84,17 @@ func ends(k flow.Key) (from, to string) {
 func (w *twin) AcceptTCP(fd int, k flow.Key) {
 	from, to := ends(k)
 	w.note(fd, begun{Kind: "tap TCP", From: from, To: to})
+}
+
+func (w *twin) Listens(port uint16, on bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.listens == nil {
+		w.listens = make(map[uint16]int)
+	}
+	if w.listens[port]--; on {
+		w.listens[port] += 2
+	}
 }
 
 func (w *twin) AcceptUDP(fd int, k flow.Key, first [][]byte) {

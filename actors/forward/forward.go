@@ -27,6 +27,9 @@ type Tap interface {
 	// its peer, and first, what has been received already. A flow k that exists gets first:
 	// what is sent to a group always comes to the listener.
 	AcceptUDP(fd int, k flow.Key, first [][]byte)
+	// Listens says that the UDP port of the host is listened on from now on, or is not any more: with
+	// it, flows of the guest's must not take what is for the listener.
+	Listens(port uint16, on bool)
 	// Guest returns where the guest was last seen, and Rules the addresses with a meaning.
 	Guest() rules.Guest
 	Rules() rules.Rules
@@ -354,11 +357,15 @@ func (f *Forwarder) listenPort(s *side, r *rule, port uint16) (device bool, err 
 	if f.count() >= f.limit {
 		return false, unix.EMFILE
 	}
+	s.tell(r, port, true) // before it is so
 	fd, device, err := s.open.listen(&r.Rule, port)
-	if err != nil {
-		return device, err
+	if err == nil {
+		err = s.attach(r, port, fd)
 	}
-	return false, s.attach(r, port, fd)
+	if err != nil {
+		s.tell(r, port, false)
+	}
+	return device, err
 }
 
 // count is the number of listeners there are.

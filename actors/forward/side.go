@@ -136,6 +136,14 @@ func (s *side) detach(r *rule, port uint16) {
 	s.listeners[l.slot] = nil
 	s.free = append(s.free, l.slot)
 	unix.Close(l.fd) // which takes it out of the epoll instance
+	s.tell(r, port, false)
+}
+
+// tell tells the flows over the guest's link whether port of r is listened on.
+func (s *side) tell(r *rule, port uint16, on bool) {
+	if s.which == Host && r.Protocol == config.UDP && s.f.cfg.Tap != nil {
+		s.f.cfg.Tap.Listens(port, on)
+	}
 }
 
 // serve handles what arrives until the side is closed.
@@ -252,6 +260,7 @@ func (s *side) close() {
 			unix.Close(l.fd)
 			delete(l.rule.listeners, l.port)
 			l.rule.open.Remove(l.port)
+			s.tell(l.rule, l.port, false)
 		}
 	}
 	s.listeners, s.free = nil, nil

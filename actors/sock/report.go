@@ -12,10 +12,11 @@ import (
 // (IP_RECVERR, ip(7)).
 type Report struct {
 	Err        unix.Errno
-	Origin     uint8      // SO_EE_ORIGIN_ICMP, SO_EE_ORIGIN_ICMP6, SO_EE_ORIGIN_LOCAL; 0: nothing was said
-	Type, Code uint8      // of the ICMP message
-	Info       uint32     // next-hop MTU, where the type has one
-	From       netip.Addr // who says so, without its scope; invalid if that is not known
+	Origin     uint8          // SO_EE_ORIGIN_ICMP, SO_EE_ORIGIN_ICMP6, SO_EE_ORIGIN_LOCAL; 0: nothing was said
+	Type, Code uint8          // of the ICMP message
+	Info       uint32         // next-hop MTU, where the type has one
+	From       netip.Addr     // who says so, without its scope; invalid if that is not known
+	To         netip.AddrPort // where the datagram was sent to; invalid if that is not known
 }
 
 // ReadReport takes the next entry off fd's error queue, without waiting, and copies as much of the
@@ -23,7 +24,8 @@ type Report struct {
 // empty. It returns the length of that. EAGAIN is the end of the queue.
 func ReadReport(fd int, b []byte) (r Report, n int, e unix.Errno) {
 	var control [256]byte
-	n, m, e := receive(fd, b, control[:], unix.MSG_ERRQUEUE)
+	var to unix.RawSockaddrInet6
+	n, m, e := receive(fd, b, control[:], &to, unix.MSG_ERRQUEUE)
 	if e != 0 {
 		return r, 0, e
 	}
@@ -34,6 +36,7 @@ func ReadReport(fd int, b []byte) (r Report, n int, e unix.Errno) {
 		}
 		return true
 	})
+	r.To, _ = AddrPort(&to)
 	return r, n, 0
 }
 
@@ -60,7 +63,7 @@ func parseReport(b []byte) (r Report) {
 // the socket tells (IP_RECVTTL, ip(7)), and else 255.
 func RecvHops(fd int, b []byte) (n int, hops uint8, e unix.Errno) {
 	var control [64]byte
-	n, m, e := receive(fd, b, control[:], 0)
+	n, m, e := receive(fd, b, control[:], nil, 0)
 	hops = 255
 	if e != 0 {
 		return 0, hops, e
@@ -74,15 +77,18 @@ func RecvHops(fd int, b []byte) (n int, hops uint8, e unix.Errno) {
 	return n, hops, 0
 }
 
-// receive receives one datagram to b and control messages to control, without waiting, and returns
-// the lengths of both.
-func receive(fd int, b, control []byte, flags uintptr) (n, m int, e unix.Errno) {
+// receive receives one datagram to b, control messages to control and, unless name is nil, an address to
+// that, without waiting, and returns the lengths of the first two.
+func receive(fd int, b, control []byte, name *unix.RawSockaddrInet6, flags uintptr) (n, m int, e unix.Errno) {
 	iov := unix.Iovec{Base: &b[0]}
 	iov.SetLen(len(b))
 	for {
 		msg := unix.Msghdr{Iov: &iov, Control: &control[0]}
 		msg.SetIovlen(1)
 		msg.SetControllen(len(control))
+		if name != nil {
+			msg.Name, msg.Namelen = (*byte)(unsafe.Pointer(name)), unix.SizeofSockaddrInet6
+		}
 		n, _, e := unix.RawSyscall(unix.SYS_RECVMSG, uintptr(fd), uintptr(unsafe.Pointer(&msg)), flags|unix.MSG_DONTWAIT)
 		switch e {
 		case 0:
@@ -112,8 +118,9 @@ func each(b []byte, f func(level, typ int32, data []byte) bool) {
 }
 
 // Control is room for what the kernel says about datagrams it has received: the size of those in a row
-// (UDP_GRO), time to live and type of service (IP_RECVTTL, IP_RECVTOS, ip(7)).
-type Control [80]byte
+// (UDP_GRO), time to live and type of service (IP_RECVTTL, IP_RECVTOS, ip(7)), and where they were sent to
+// (IP_PKTINFO).
+type Control [120]byte
 
 // Parse reads the first n bytes of c: the size is 0 if there is no row; a time to live that is not told
 // is 255.

@@ -32,7 +32,8 @@ func (h *Host) UDP(port uint16, addr netip.AddrPort) (int, error) {
 	return fd, nil
 }
 
-func (h *Host) udp(fd int, v4 bool, port uint16, addr netip.AddrPort) error {
+// prepare sets the options that all UDP sockets have.
+func (h *Host) prepare(fd int, v4 bool) error {
 	// Several flows share a local port, one for each peer.
 	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
 		return os.NewSyscallError("setsockopt SO_REUSEADDR", err)
@@ -55,15 +56,25 @@ func (h *Host) udp(fd int, v4 bool, port uint16, addr netip.AddrPort) error {
 			return os.NewSyscallError("setsockopt IP_FREEBIND", err)
 		}
 	}
+	return nil
+}
 
-	src := h.out(v4)
-	bound := src.IsValid()
-	if !bound {
-		src = netip.IPv4Unspecified()
-		if !v4 {
-			src = netip.IPv6Unspecified()
-		}
+// source returns the address that sockets are bound to.
+func (h *Host) source(v4 bool) netip.Addr {
+	switch src := h.out(v4); {
+	case src.IsValid():
+		return src
+	case v4:
+		return netip.IPv4Unspecified()
 	}
+	return netip.IPv6Unspecified()
+}
+
+func (h *Host) udp(fd int, v4 bool, port uint16, addr netip.AddrPort) error {
+	if err := h.prepare(fd, v4); err != nil {
+		return err
+	}
+	src, bound := h.source(v4), h.out(v4).IsValid()
 	if name := h.device(v4); name != "" && !src.IsLoopback() && !addr.Addr().IsLoopback() {
 		if err := unix.BindToDevice(fd, name); err != nil {
 			return fmt.Errorf("bind to interface %s: %w", name, err)

@@ -22,40 +22,69 @@ const (
 type Dialer interface {
 	// UDP returns a non-blocking datagram socket connected to addr and, if possible, bound to port.
 	UDP(port uint16, addr netip.AddrPort) (fd int, err error)
+	// ShareUDP returns another one bound to the port of fd, which is one of UDP, and connected to nobody.
+	// It fails if somebody else might miss what comes to that port.
+	ShareUDP(fd int) (int, error)
 }
 
-// conn is one flow. Serve's goroutine is the only one that touches it.
+// conn is one flow, or those that share a socket. Serve's goroutine is the only one that touches it.
 type conn struct {
-	env  *flow.Env
-	port *flow.Port
-	host netip.AddrPort // whom the socket is connected to
-	fd   int
+	env    *flow.Env
+	port   *flow.Port
+	dialer Dialer
+	fd     int
+
+	*party        // whom it is about now
+	one    party  // whom the flow was made for
+	crowd  *crowd // all peers of a socket that is connected to nobody; nil: it is connected to one
+	batch  uint32 // number of the last batch of datagrams
 
 	fresh     bool  // what is in the socket's queue may be from before it was connected
 	failed    bool  // the socket cannot go on
+	shares    bool  // the mailbox may have datagrams to other peers
 	sendError bool  // a call has taken an error off the socket: its error queue is to be read
 	bigSend   bool  // the send buffer was enlarged
 	bigRecv   bool  // the receive buffer was enlarged
 	accepted  bool  // the host has begun
 	ttl, tos  uint8 // of what is sent
 
+	guess int // size of the datagrams that came last from the host, if they came in a row
+}
+
+// party is one remote end, and what is known of the flow with it.
+type party struct {
+	key  *flow.Key
+	host netip.AddrPort // whom the socket is connected to, or would be
+
 	segLimit int // datagrams of this size and above are not sent in rows
-	guess    int // size of the datagrams that came last from the host, if they came in a row
 
 	lastAt               flow.Time // last datagram in either direction
 	guestBatch, hostSeen uint8     // batches of datagrams from either side, up to 2
+	batch                uint32    // the last one that was counted
 
 	hdr header
+
+	crowded // what only a crowd's peers need
+}
+
+// newConn returns the flow of port, which leads to host.
+func newConn(env *flow.Env, port *flow.Port, host netip.AddrPort) *conn {
+	c := &conn{env: env, port: port, fresh: true, ttl: defaultTTL}
+	c.one = party{key: port.Key(), host: host, segLimit: maxRow}
+	c.party = &c.one
+	return c
 }
 
 // Serve runs the flow of port, whose mailbox holds the guest's first datagram, until it ends, and
 // leaves the port closed. host is where it leads to.
 func Serve(env *flow.Env, port *flow.Port, dialer Dialer, host netip.AddrPort) {
 	defer port.Close()
-	c := &conn{env: env, port: port, host: host, fresh: true, ttl: defaultTTL, segLimit: maxRow}
-	ok := c.open(dialer)
+	c := newConn(env, port, host)
+	c.dialer, c.shares = dialer, env.Sharing != nil && port.Shared() != nil
+	ok := c.open()
 	port.Opened()
 	if ok {
+		defer c.disperse()
 		c.run()
 	}
 }
@@ -65,7 +94,8 @@ func Serve(env *flow.Env, port *flow.Port, dialer Dialer, host netip.AddrPort) {
 // from here on; first are the peer's datagrams so far, and those in the socket follow them.
 func ServeAccepted(env *flow.Env, port *flow.Port, fd int, peer netip.AddrPort, first [][]byte) {
 	defer port.Close()
-	c := &conn{env: env, port: port, host: peer, fresh: true, accepted: true, ttl: defaultTTL, segLimit: maxRow}
+	c := newConn(env, port, peer)
+	c.accepted = true
 	sock.PrepareUDP(fd)
 	if c.take(fd) {
 		c.deliverFirst(first)
@@ -77,6 +107,7 @@ func ServeAccepted(env *flow.Env, port *flow.Port, fd int, peer netip.AddrPort, 
 // call it.
 func Deliver(env *flow.Env, k *flow.Key, datagrams [][]byte) {
 	c := &conn{env: env}
+	c.party = &c.one
 	c.hdr.init(env, k)
 	c.deliverFirst(datagrams)
 }
@@ -87,11 +118,14 @@ func (c *conn) run() {
 			c.port.Wait(true, 0)
 		}
 	}
+	if c.crowd != nil && !c.failed {
+		c.fromHost() // the port is wanted for others, but this was for us
+	}
 }
 
 // open makes the socket. It reports whether the flow goes on.
-func (c *conn) open(dialer Dialer) bool {
-	fd, err := dialer.UDP(c.port.Key().GuestPort, c.host)
+func (c *conn) open() bool {
+	fd, err := c.dialer.UDP(c.port.Key().GuestPort, c.host)
 	if err != nil {
 		c.noSocket(err)
 		return false
@@ -106,7 +140,7 @@ func (c *conn) take(fd int) bool {
 		c.env.Log.Warn("socket cannot be waited for", zap.Error(err))
 		return false
 	}
-	c.hdr.init(c.env, c.port.Key())
+	c.hdr.init(c.env, c.key)
 	c.lastAt = flow.Now()
 	return true
 }
@@ -134,7 +168,11 @@ func (c *conn) step() bool {
 	}
 	if c.port.Alarmed() {
 		c.port.AlarmDone()
-		if flow.Now() >= c.expiry() {
+		if now := flow.Now(); c.crowd != nil {
+			if c.expire(now); c.crowd.len() == 0 {
+				return false
+			}
+		} else if now >= c.expiry() {
 			return false
 		}
 	}
@@ -142,8 +180,16 @@ func (c *conn) step() bool {
 	return true
 }
 
-// expiry returns when the flow ends if nothing more happens.
+// expiry returns when the flow, or the next one of several, ends if nothing more happens.
 func (c *conn) expiry() flow.Time {
+	if c.crowd != nil {
+		return c.crowd.expiry(c.env)
+	}
+	return c.end()
+}
+
+// end returns when the flow with c's peer ends if nothing more happens.
+func (c *conn) end() flow.Time {
 	answered := c.hostSeen > 0
 	if c.accepted {
 		answered = c.guestBatch > 0
@@ -158,10 +204,18 @@ func (c *conn) expiry() flow.Time {
 	return c.lastAt + flow.Time(c.env.UDPTimeout)
 }
 
-// seen notes that side, one of c's counters, has sent.
+// seen notes that side, one of the counters of c's peer, has sent. It counts once in a batch.
 func (c *conn) seen(side *uint8) {
+	if c.party.batch == c.batch {
+		return
+	}
+	c.party.batch = c.batch
 	c.lastAt = flow.Now()
 	*side = min(*side+1, 2)
+	if c.crowd != nil {
+		c.crowd.touch(c.party)
+		c.end() // what the roster is to know
+	}
 }
 
 // setMarks has what is sent from now on carry the guest's time to live or hop limit, and its type of

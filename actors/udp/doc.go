@@ -1,5 +1,6 @@
 // Package udp carries UDP flows between the guest and the host's network, whichever side begins: each
-// is one actor between datagrams on the guest's link and a connected datagram socket of the host.
+// is one actor between datagrams on the guest's link and a connected datagram socket of the host; or, all
+// that one port of the guest's begins together, one actor and one socket that is connected to nobody.
 //
 // # Theory of operation
 //
@@ -41,11 +42,33 @@
 //
 // In the words of RFC 4787: mapping is endpoint-independent, since all flows of a guest's port have the
 // same port of the host, that port itself or, where the host does not give us that, one other. Filtering
-// depends on address and port, since each flow's socket is connected: a peer that was not spoken to is
-// not heard, unless the port is forwarded. A peer costs a socket for as long as its flow lasts, and
-// the limits on flows and descriptors bound how many there are.
+// depends on address and port: a peer that was not spoken to, or not of late, is not heard, unless the port
+// is forwarded.
+//
+// # Crowds
+//
+// The first flow of a guest's port has a connected socket, which is all that most ever need. When the guest
+// sends from there to another peer as well, the engine offers that to the same mailbox (flow.Sharing), and the
+// actor gathers: it opens a second socket with the same port that is connected to nobody, connects the first
+// one elsewhere, gives the guest what that has received, and closes it. From then on it has a crowd of peers:
+// datagrams leave with an address each, still in rows where they follow each other and in one sendmmsg where
+// not, and arrive with their sender's. One from nobody of the crowd is dropped and counted, and so is what was
+// sent to a group or a broadcast address. Errors are told by the destination they name; one that a call
+// reports may be about any peer, so that the call is repeated. Each peer is a flow of its own to the table,
+// the limits, the counters and the log, and is given up when its time is over; with the last one the actor
+// ends.
+//
+// What comes to a port from strangers must not be taken from others. So there is no crowd on a port that is
+// forwarded, and one there ends when that begins; nor where another socket of the host has the port at all
+// addresses, which is tried out by binding it to one of loopback (sock.Host's ShareUDP). The flow then keeps
+// alone, and each peer has an actor and a socket, as have destinations that are translated, link-local ones
+// and groups, and what the host has begun. A program that binds the port later (SO_REUSEADDR) is not
+// noticed.
 //
 // # Limits
+//
+// A crowd has at most maxPeers. Beyond that, or when the table is full, who was silent for longest gives way,
+// first of those that are no more than a question and an answer.
 //
 // Time to live (or hop limit) and type of service (or traffic class), ECN included, are carried over both
 // ways, except that 64, the kernel's default, is taken for set, and that what leads to a group leaves

@@ -45,14 +45,16 @@ func (c *conn) readErrors() {
 		if e != 0 {
 			return
 		}
-		c.tell(buf, &r, buf[quoteAt:quoteAt+n])
+		if c.about(&r) {
+			c.tell(buf, &r, buf[quoteAt:quoteAt+n])
+		}
 	}
 }
 
 // tell sends the guest the report r about a datagram that began with payload, if it came off the
 // network and the guest can make something of its sender. The frame is built at buf's beginning.
 func (c *conn) tell(buf *[flow.BufferSize]byte, r *sock.Report, payload []byte) {
-	k := c.port.Key()
+	k := c.key
 	want := uint8(unix.SO_EE_ORIGIN_ICMP)
 	if k.V6() {
 		want = unix.SO_EE_ORIGIN_ICMP6
@@ -76,5 +78,5 @@ func (c *conn) tell(buf *[flow.BufferSize]byte, r *sock.Report, payload []byte) 
 
 // present returns the address by which the guest knows a, the sender of an error, if it can know it.
 func (c *conn) present(a netip.Addr) (frame.Addr, bool) {
-	return c.env.Reporter(c.port.Key(), c.host.Addr(), a)
+	return c.env.Reporter(c.key, c.host.Addr(), a)
 }

@@ -37,6 +37,7 @@ type outgoing struct {
 // row is datagrams of one size, but for the last one, which may be shorter.
 type row struct {
 	size   int // of each
+	to     *party
 	count  int
 	bytes  int
 	first  int  // piece
@@ -51,14 +52,23 @@ func (c *conn) fromGuest() {
 	if !ok {
 		return
 	}
-	c.seen(&c.guestBatch)
+	c.batch++
 	o := outgoings.Get().(*outgoing)
 	n := 0
 	for ok {
 		n += r.Len()
 		frames := r
 		var v flow.View
-		for frames.Next(&v) {
+		for at := frames; frames.Next(&v); at = frames {
+			if c.shares {
+				if ok, elsewhere := c.turn(o, &v); !ok {
+					if elsewhere {
+						c.env.Sharing.Elsewhere(at.Until(&frames))
+					}
+					continue
+				}
+			}
+			c.seen(&c.guestBatch)
 			c.datagrams(o, &v)
 		}
 		o.runs[o.held] = r
@@ -94,13 +104,13 @@ func (c *conn) datagrams(o *outgoing, v *flow.View) {
 		size = min(size, int(frame.GetVnet(v.Frame).GSOSize))
 	}
 	for {
-		room := o.room(size, c.segLimit)
+		room := o.room(c.party, size)
 		if room < 0 {
-			if !o.begin(size) {
+			if !o.begin(c.party, size) {
 				c.flush(o)
-				o.begin(size)
+				o.begin(c.party, size)
 			}
-			room = o.room(size, c.segLimit)
+			room = o.room(c.party, size)
 		}
 		n := len(data)
 		if n > room {
@@ -113,23 +123,26 @@ func (c *conn) datagrams(o *outgoing, v *flow.View) {
 	}
 }
 
-// begin starts a row of datagrams of size bytes, if there is room for one.
-func (o *outgoing) begin(size int) bool {
+// begin starts a row of datagrams of size bytes to a peer, if there is room for one.
+func (o *outgoing) begin(to *party, size int) bool {
 	if o.n == maxRows || o.pieces == maxPieces {
 		return false
 	}
-	o.rows[o.n] = row{size: size, first: o.pieces}
+	o.rows[o.n] = row{size: size, to: to, first: o.pieces}
 	o.n++
 	return true
 }
 
-// room returns how many bytes of datagrams of size bytes may be added to the last row as one piece,
-// at least size; -1 for none at all. limit is the size of datagrams from which on they do not go in rows.
-func (o *outgoing) room(size, limit int) int {
+// room returns how many bytes of datagrams of size bytes to a peer may be added to the last row as one
+// piece, at least size; -1 for none at all.
+func (o *outgoing) room(to *party, size int) int {
 	if o.n == 0 {
 		return -1
 	}
-	r := &o.rows[o.n-1]
+	r, limit := &o.rows[o.n-1], to.segLimit
+	if r.to != to {
+		return -1
+	}
 	if r.count == 0 {
 		if size == 0 || size >= limit {
 			return size
@@ -167,30 +180,36 @@ func (c *conn) flush(o *outgoing) {
 	for i := range o.n {
 		o.prepare(i)
 	}
-	retried := false
+	retried := 0
 	for i := 0; i < o.n; {
 		n, e := o.send(c.fd, i)
 		switch {
 		case e == 0:
-			i += n
-			retried = false
+			if i += n; i < o.n {
+				c.sendError = true // the call has stopped at an error, perhaps, and kept that to itself
+			}
+			retried = 0
 		case e == unix.EAGAIN && !c.bigSend:
 			c.bigSend = true
 			unix.SetsockoptInt(c.fd, unix.SOL_SOCKET, unix.SO_SNDBUF, bulkBuffer)
 		case e == unix.EAGAIN:
 			i = o.n // lost
-		case !retried:
+		case retried < c.retries():
 			// Most likely an error that some earlier datagram has met, reported once.
-			retried, c.sendError = true, true
+			retried++
+			c.sendError = true
 		default:
-			retried = false
+			retried = 0
 			if o.rows[i].count > 1 && sock.RefusesRows(e) {
 				c.oneByOne(o, i, e)
 			} else {
-				c.env.Log.Debug("send", zap.Stringer("host", c.host), zap.Int("bytes", o.rows[i].bytes), zap.Error(e))
+				c.env.Log.Debug("send", zap.Stringer("host", o.rows[i].to.host), zap.Int("bytes", o.rows[i].bytes), zap.Error(e))
 			}
 			i++
 		}
+	}
+	for i := range o.n {
+		o.rows[i].to = nil
 	}
 	o.n, o.pieces = 0, 0
 }
@@ -205,6 +224,10 @@ func (o *outgoing) prepare(i int) {
 	h := &o.msgs[i].Hdr
 	h.Iov = &o.iov[r.first]
 	h.SetIovlen(end - r.first)
+	h.Name, h.Namelen = nil, 0
+	if r.to.named > 0 {
+		h.Name, h.Namelen = (*byte)(unsafe.Pointer(&r.to.addr)), r.to.named
+	}
 	h.Control = nil
 	h.SetControllen(0)
 	if r.count > 1 {
@@ -218,7 +241,7 @@ func (o *outgoing) send(fd, i int) (int, unix.Errno) {
 	switch {
 	case i+1 < o.n:
 		return sock.SendBatch(fd, o.msgs[i:o.n])
-	case m.Hdr.Control == nil && m.Hdr.Iovlen == 1:
+	case m.Hdr.Control == nil && m.Hdr.Iovlen == 1 && m.Hdr.Name == nil:
 		v := m.Hdr.Iov
 		return 1, sock.Send(fd, unsafe.Slice(v.Base, v.Len))
 	default:
@@ -235,9 +258,10 @@ func (o *outgoing) send(fd, i int) (int, unix.Errno) {
 // oneByOne sends row i, which the kernel refused with e to segment, as single datagrams.
 func (c *conn) oneByOne(o *outgoing, i int, e unix.Errno) {
 	r := &o.rows[i]
-	c.segLimit = min(c.segLimit, r.size)
+	to := r.to
+	to.segLimit = min(to.segLimit, r.size)
 	if e != unix.EINVAL && e != unix.EMSGSIZE {
-		c.segLimit = 0
+		to.segLimit = 0
 	}
 	end := o.pieces
 	if i+1 < o.n {
@@ -247,13 +271,13 @@ func (c *conn) oneByOne(o *outgoing, i int, e unix.Errno) {
 		data := unsafe.Slice(v.Base, v.Len)
 		for len(data) > 0 {
 			n := min(r.size, len(data))
-			switch e := sock.Send(c.fd, data[:n]); e {
+			switch e := sock.SendTo(c.fd, data[:n], &to.addr, to.named); e {
 			case 0:
 			case unix.EAGAIN:
 				return
 			default:
 				c.sendError = true
-				sock.Send(c.fd, data[:n])
+				sock.SendTo(c.fd, data[:n], &to.addr, to.named)
 			}
 			data = data[n:]
 		}

@@ -14,7 +14,7 @@ import (
 
 const (
 	maxBatch   = 32 // datagrams, or rows of them, received in one call
-	freshBatch = 4  // the same while senders are looked at
+	freshBatch = 4  // the same of a new socket, whose first datagrams are looked at one by one
 	maxFaults  = 64 // errors in a row before a socket is given up
 
 	// minGuess is the size of the shortest datagrams that are guessed: a shorter one would be padded
@@ -32,10 +32,11 @@ type incoming struct {
 	msgs    [maxBatch]sock.Message
 	control [maxBatch]sock.Control
 	iov     [maxBatch][2]unix.Iovec
-	names   [freshBatch]unix.RawSockaddrInet6
+	names   [maxBatch]unix.RawSockaddrInet6
 
 	ready bool // the messages are set up, for:
-	named bool // with names; only freshBatch messages
+	named bool // with names
+	most  int  // messages
 	guess int
 
 	area [flow.Headroom + maxRow]byte
@@ -55,12 +56,13 @@ var incomings = sync.Pool{New: func() any {
 	return in
 }}
 
-// setUp has the next receive guess datagrams of size bytes, 0 for no guess, and ask for senders.
-func (in *incoming) setUp(guess int, named bool) {
-	if in.ready && in.guess == guess && in.named == named {
+// setUp has the next receive guess datagrams of size bytes, 0 for no guess, and ask for senders, and for at
+// most so many messages.
+func (in *incoming) setUp(guess int, named bool, most int) {
+	if in.ready && in.guess == guess && in.named == named && in.most == most {
 		return
 	}
-	in.ready, in.guess, in.named = true, guess, named
+	in.ready, in.guess, in.named, in.most = true, guess, named, most
 	for i := range in.batch() {
 		h := &in.msgs[i].Hdr
 		v := &in.iov[i]
@@ -88,14 +90,10 @@ func (in *incoming) setUp(guess int, named bool) {
 
 // batch returns the number of messages to ask for.
 func (in *incoming) batch() int {
-	switch {
-	case in.named:
-		return freshBatch
-	case in.guess > 0:
-		return min(maxBatch, maxRow/in.guess)
-	default:
-		return maxBatch
+	if in.guess > 0 {
+		return min(in.most, maxRow/in.guess)
 	}
+	return in.most
 }
 
 // receive takes what waits at fd, without waiting, and returns the number of messages.
@@ -113,10 +111,7 @@ func (in *incoming) take(i int) (b []byte, inArea bool, size int, is marks) {
 	if size <= 0 || size > n {
 		size = n
 	}
-	m.Hdr.SetControllen(len(in.control[i]))
-	if in.named {
-		m.Hdr.Namelen = unix.SizeofSockaddrInet6
-	}
+	in.renew(i)
 	switch {
 	case in.guess == 0:
 		return in.own[i][:flow.Headroom+n], false, size, is
@@ -127,6 +122,15 @@ func (in *incoming) take(i int) (b []byte, inArea bool, size int, is marks) {
 		at := flow.Headroom + i*in.guess
 		copy(in.own[i][flow.Headroom:], in.area[at:at+in.guess])
 		return in.own[i][:flow.Headroom+n], false, size, is
+	}
+}
+
+// renew makes message i ready for another receive, as take does.
+func (in *incoming) renew(i int) {
+	h := &in.msgs[i].Hdr
+	h.SetControllen(len(in.control[i]))
+	if in.named {
+		h.Namelen = unix.SizeofSockaddrInet6
 	}
 }
 
@@ -155,10 +159,11 @@ func (c *conn) fromHost() bool {
 	defer incomings.Put(in)
 	faults := 0
 	for first := true; ; {
-		if c.fresh {
-			in.setUp(0, true)
-		} else {
-			in.setUp(c.guess, false)
+		switch {
+		case c.fresh:
+			in.setUp(0, true, freshBatch)
+		default:
+			in.setUp(c.guess, c.crowd != nil, maxBatch)
 		}
 		n, e := in.receive(c.fd)
 		switch e {
@@ -178,11 +183,11 @@ func (c *conn) fromHost() bool {
 		faults = 0
 		if first {
 			first = false
-			c.seen(&c.hostSeen)
-			c.port.SetAlarm(c.expiry()) // the stream's time-out may be the shorter one
+			c.batch++
 		}
 		full := n == in.batch()
 		c.env.Rhythm.Message(c.port, flow.FromHost, c.deliver(in, n))
+		c.port.SetAlarm(c.expiry()) // the stream's time-out may be the shorter one
 		if !full {
 			c.fresh = false
 			return false // the call has seen the end of the queue
@@ -201,11 +206,23 @@ func (c *conn) fromHost() bool {
 func (c *conn) deliver(in *incoming, n int) (total int) {
 	var w rowWriter
 	last, same := -1, 0 // sizes, to guess the next ones
+	if !in.named {
+		c.seen(&c.hostSeen)
+	}
 	for i := range n {
-		b, inArea, size, is := in.take(i)
-		if in.named && !in.from(i, c.host) {
-			continue // somebody else, before the socket was connected
+		if in.named {
+			from := c.sender(in, i)
+			if from == nil {
+				in.renew(i)
+				continue
+			}
+			if from != c.party {
+				w.flush(c)
+				c.party = from
+			}
+			c.seen(&c.hostSeen)
 		}
+		b, inArea, size, is := in.take(i)
 		if is != c.hdr.marks {
 			w.flush(c)
 			c.hdr.set(is)

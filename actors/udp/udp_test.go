@@ -302,9 +302,9 @@ func compare(t *testing.T, b *bed, want [][]byte) {
 func openConn(t testing.TB, fam family, p *net.UDPConn) (*bed, *conn) {
 	t.Helper()
 	b := newBed(t, fam, portOf(p), options{doNotServe: true})
-	c := &conn{env: b.env, port: b.port, host: netip.AddrPortFrom(fam.loopback, portOf(p)), fresh: true,
-		ttl: defaultTTL, segLimit: maxRow}
-	if !c.open(&sock.Host{}) {
+	c := newConn(b.env, b.port, netip.AddrPortFrom(fam.loopback, portOf(p)))
+	c.dialer = &sock.Host{}
+	if !c.open() {
 		t.Fatal("flow does not open")
 	}
 	t.Cleanup(b.port.Close)
@@ -445,8 +445,9 @@ func TestDatagramAfterErrorIsNotLost(t *testing.T) {
 		port := portOf(p)
 		p.Close()
 		b := newBed(t, fam, port, options{doNotServe: true})
-		c := &conn{env: b.env, port: b.port, host: netip.AddrPortFrom(fam.loopback, port), ttl: defaultTTL, segLimit: maxRow}
-		if !c.open(&sock.Host{}) {
+		c := newConn(b.env, b.port, netip.AddrPortFrom(fam.loopback, port))
+		c.fresh, c.dialer = false, &sock.Host{}
+		if !c.open() {
 			t.Fatal("flow does not open")
 		}
 		defer b.port.Close()
@@ -623,6 +624,8 @@ type late struct {
 	stranger *net.UDPConn
 }
 
+func (d *late) ShareUDP(int) (int, error) { return -1, unix.EADDRINUSE }
+
 func (d *late) UDP(port uint16, addr netip.AddrPort) (int, error) {
 	h := &sock.Host{}
 	fd, err := h.UDP(port, addr)
@@ -661,6 +664,8 @@ func TestStrangersAreNotHeard(t *testing.T) {
 
 type noDialer struct{}
 
+func (noDialer) ShareUDP(int) (int, error) { return -1, unix.EADDRINUSE }
+
 func (noDialer) UDP(uint16, netip.AddrPort) (int, error) { return -1, os.ErrPermission }
 
 func TestFlowWithoutSocketEnds(t *testing.T) {
@@ -674,7 +679,7 @@ func TestFlowWithoutSocketEnds(t *testing.T) {
 
 func TestOutOfDescriptorsWarnsOnce(t *testing.T) {
 	core, logs := observer.New(zap.InfoLevel)
-	c := &conn{env: &flow.Env{Log: zap.New(core)}, port: flow.NewPort(flow.Key{})}
+	c := newConn(&flow.Env{Log: zap.New(core)}, flow.NewPort(flow.Key{}), netip.AddrPort{})
 	for _, e := range []unix.Errno{unix.ENETUNREACH, unix.EMFILE, unix.EMFILE, unix.EACCES} {
 		c.noSocket(os.NewSyscallError("socket", e))
 	}
@@ -761,14 +766,14 @@ func (nullLink) Write([]byte) error { return nil }
 
 func TestPresent(t *testing.T) {
 	hidden, alias := netip.MustParseAddr("203.0.113.7"), netip.MustParseAddr("192.0.2.1")
-	c := &conn{host: netip.MustParseAddrPort("198.51.100.7:53"), env: &flow.Env{}}
+	port := flow.NewPort(flow.Key{Guest: frame.AddrOf(families[0].guest), Remote: frame.AddrOf(families[0].remote)})
+	c := newConn(&flow.Env{}, port, netip.MustParseAddrPort("198.51.100.7:53"))
 	c.env.Present = func(a netip.Addr) (netip.Addr, bool) {
 		if a.IsLoopback() {
 			return alias, a == netip.MustParseAddr("127.0.0.1")
 		}
 		return a, a != hidden
 	}
-	c.port = flow.NewPort(flow.Key{Guest: frame.AddrOf(families[0].guest), Remote: frame.AddrOf(families[0].remote)})
 	for _, tt := range []struct {
 		name, from, want string
 	}{
@@ -776,8 +781,8 @@ func TestPresent(t *testing.T) {
 		{"router", "203.0.113.1", "203.0.113.1"},
 		{"known by an alias", "127.0.0.1", "192.0.2.1"},
 		{"loopback", "127.0.0.2", ""},
-		{"the host, not known by an alias", "203.0.113.7", "192.0.2.9"},
-		{"the host, by the guest's own address", "10.0.2.15", "192.0.2.9"},
+		{"not known", "203.0.113.7", ""},
+		{"the guest's own", "10.0.2.15", ""},
 		{"unspecified", "0.0.0.0", ""},
 		{"other family", "2001:db8::1", ""},
 		{"none", "", ""},

@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"testing"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -296,6 +297,75 @@ func TestUDPRefused(t *testing.T) {
 	c.SetReadDeadline(time.Now().Add(5 * time.Second))
 	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, unix.ECONNREFUSED) {
 		t.Errorf("read: %v, want ECONNREFUSED", err)
+	}
+}
+
+// A UDP socket whose association is dissolved keeps its port, but one of IPv6 goes on hearing its old peer's
+// address only: it takes another socket to hear others.
+func TestUDPDissolved(t *testing.T) {
+	n := namespace(t)
+	if err := n.IP("address add fd00::1/128 dev lo nodad"); err != nil {
+		t.Fatal(err)
+	}
+	for _, tc := range []struct{ name, first, other string }{{"IPv4", "127.0.0.1", "127.0.0.2"}, {"IPv6", "fd00::1", "::1"}} {
+		t.Run(tc.name, func(t *testing.T) {
+			const port = 7000 // one that was asked for: others are lost
+			open := func(addr, port string) *net.UDPConn {
+				c, err := n.ListenPacket("udp", net.JoinHostPort(addr, port))
+				if err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(func() { c.Close() })
+				return c.(*net.UDPConn)
+			}
+			first, other := open(tc.first, "0"), open(tc.other, "0")
+			c := open(map[string]string{"IPv4": "0.0.0.0", "IPv6": "::"}[tc.name], fmt.Sprint(port))
+			raw, err := c.SyscallConn()
+			if err != nil {
+				t.Fatal(err)
+			}
+			raw.Control(func(fd uintptr) {
+				to := first.LocalAddr().(*net.UDPAddr).AddrPort()
+				var sa unix.Sockaddr = &unix.SockaddrInet6{Addr: to.Addr().As16(), Port: int(to.Port())}
+				if to.Addr().Is4() {
+					sa = &unix.SockaddrInet4{Addr: to.Addr().As4(), Port: int(to.Port())}
+				}
+				if err := unix.Connect(int(fd), sa); err != nil {
+					t.Error(err)
+				}
+				none := unix.RawSockaddrInet6{Family: unix.AF_UNSPEC}
+				if _, _, e := unix.RawSyscall(unix.SYS_CONNECT, fd, uintptr(unsafe.Pointer(&none)), unsafe.Sizeof(none)); e != 0 {
+					t.Error(e)
+				}
+				var now int
+				switch a, _ := unix.Getsockname(int(fd)); a := a.(type) {
+				case *unix.SockaddrInet4:
+					now = a.Port
+				case *unix.SockaddrInet6:
+					now = a.Port
+				}
+				if now != port {
+					t.Errorf("port %d, before %d", now, port)
+				}
+			})
+			send := func(from *net.UDPConn, to string) {
+				if _, err := from.WriteTo([]byte(to), &net.UDPAddr{IP: net.ParseIP(to), Port: port}); err != nil {
+					t.Error(err)
+				}
+			}
+			send(other, tc.other)
+			send(first, tc.first)
+			want := map[string]string{"IPv4": tc.other, "IPv6": tc.first}[tc.name]
+			b := make([]byte, 20)
+			c.SetReadDeadline(time.Now().Add(5 * time.Second))
+			got, _, err := c.ReadFrom(b)
+			if err == nil && tc.name == "IPv6" && string(b[:got]) == tc.other {
+				t.Skip("this kernel lets it hear others")
+			}
+			if err != nil || string(b[:got]) != want {
+				t.Errorf("got what was sent to %q, %v; want to %s", b[:got], err, want)
+			}
+		})
 	}
 }
 

@@ -1,0 +1,325 @@
+package udp
+
+import (
+	"encoding/binary"
+	"errors"
+	"net/netip"
+
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+
+	"fusilli/actors/flow"
+	"fusilli/actors/sock"
+	"fusilli/tapio/frame"
+)
+
+const (
+	// maxPeers bounds the peers of one socket: 2 MiB or so. Beyond it, who was not heard of for longest
+	// gives way, first of those that have not answered.
+	maxPeers = 4096
+	// crowdRetries is how often a datagram is sent again that has met an error: any peer's may be it.
+	crowdRetries = 4
+)
+
+// crowd is the peers of a guest's port that share one socket. It belongs to the actor.
+type crowd struct {
+	port  uint16 // of the host
+	peers map[remote]*party
+
+	// In the order in which they were last heard of, for each time-out: those that are more than a
+	// question and an answer, and the others.
+	streams, waiting peerList
+}
+
+// remote names a peer, which has the same address on both sides.
+type remote struct {
+	addr frame.Addr
+	port uint16
+}
+
+// crowded is what a peer has for being one of many.
+type crowded struct {
+	id     remote
+	addr   unix.RawSockaddrInet6
+	named  uint32       // length of addr; 0: the socket is connected
+	member *flow.Member // nil: it is the one the port was made for
+
+	list           *peerList
+	before, behind *party
+}
+
+func (w *crowd) len() int { return len(w.peers) }
+
+// expiry returns when the next peer is given up if nothing more happens.
+func (w *crowd) expiry(env *flow.Env) flow.Time {
+	t := flow.Now() + flow.Time(max(env.UDPTimeout, env.UDPStreamTimeout))
+	if p := w.waiting.first; p != nil {
+		t = min(t, p.lastAt+flow.Time(env.UDPTimeout))
+	}
+	if p := w.streams.first; p != nil {
+		t = min(t, p.lastAt+flow.Time(env.UDPStreamTimeout))
+	}
+	return t
+}
+
+// touch notes that p was heard of just now.
+func (w *crowd) touch(p *party) {
+	list := &w.waiting
+	if p.hostSeen > 0 && (p.hostSeen > 1 || p.guestBatch > 1) {
+		list = &w.streams
+	}
+	if p.list == list && list.last == p {
+		return
+	}
+	p.leaveList()
+	list.add(p)
+}
+
+// idlest returns who is to give way.
+func (w *crowd) idlest() *party {
+	if p := w.waiting.first; p != nil {
+		return p
+	}
+	return w.streams.first
+}
+
+// turn makes the peer that the guest's datagram v is for the one that c is about. If that is nobody's of this
+// flow it returns false, and either elsewhere, for a flow of its own, or not: then v is lost.
+func (c *conn) turn(o *outgoing, v *flow.View) (ok, elsewhere bool) {
+	to := v.Frame[v.L3+16 : v.L3+20]
+	at := c.key.Remote[12:]
+	if c.hdr.v6 {
+		to, at = v.Frame[v.L3+24:v.L3+40], c.key.Remote[:]
+	}
+	port := binary.BigEndian.Uint16(v.Frame[v.L4+2:])
+	if port == c.key.RemotePort && string(to) == string(at) && (c.crowd == nil || c.list != nil) {
+		return true, false
+	}
+	if c.crowd == nil {
+		c.flush(o) // by the socket there is
+		if !c.gather() {
+			return false, true
+		}
+	}
+	id := remote{port: port}
+	if c.hdr.v6 {
+		id.addr = frame.Addr(to)
+	} else {
+		id.addr = frame.Addr4([4]byte(to))
+	}
+	p := c.crowd.peers[id]
+	if p == nil {
+		var err error
+		if p, err = c.meet(id); err != nil {
+			return false, errors.Is(err, flow.ErrExists)
+		}
+	}
+	c.party = p
+	return true, false
+}
+
+// gather has the flow go on with a socket that is connected to nobody, so that it can have other peers as
+// well. It reports whether that is possible, which is found out once.
+//
+// None of the old peer's datagrams is lost: from the moment the new socket is there, it gets what the old one
+// does not; and that gets no more when its queue is emptied and it is closed.
+func (c *conn) gather() bool {
+	if c.port.Alone() {
+		return false
+	}
+	fd, port, err := c.socketForAll()
+	if err != nil {
+		c.env.Log.Debug("Each peer has its own socket", zap.Stringer("host", c.host), zap.Error(err))
+		c.port.KeepAlone()
+		return false
+	}
+	c.fresh = true // another's datagram may have slipped in
+	for c.fromHost() && !c.failed && !c.port.Stopped() {
+	}
+	c.readErrors()
+	if err := c.port.Open(fd, c.fromHost); err != nil {
+		c.failed = true
+	}
+	c.fd, c.fresh, c.bigSend, c.bigRecv = fd, false, true, true
+	unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, bulkBuffer)
+	unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, bulkBuffer)
+	c.ttl, c.tos = defaultTTL, 0
+	c.crowd = &crowd{port: port, peers: make(map[remote]*party)}
+	c.include(c.party, remote{c.key.Remote, c.key.RemotePort})
+	return true
+}
+
+var errListening = errors.New("the port is forwarded")
+
+// socketForAll returns a socket with the port of the present one, which gets no more datagrams from then on.
+func (c *conn) socketForAll() (fd int, port uint16, err error) {
+	local, ok := sock.Local(c.fd)
+	if !ok {
+		return -1, 0, unix.ENOTCONN
+	}
+	port = local.Port()
+	if !c.env.Sharing.Claim(c.port, port) {
+		return -1, 0, errListening
+	}
+	fd, err = c.dialer.ShareUDP(c.fd)
+	if err == nil {
+		if e := sock.Aside(c.fd, c.host); e != 0 {
+			unix.Close(fd)
+			err = e
+		}
+	}
+	if err != nil {
+		c.env.Sharing.Disclaim(c.port, port)
+	}
+	return fd, port, err
+}
+
+// meet makes a peer. Errors are those of flow.Sharing's Join.
+func (c *conn) meet(id remote) (*party, error) {
+	k := *c.port.Key()
+	p := &party{key: c.port.Key()}
+	if k.Remote, k.RemotePort = id.addr, id.port; k != *p.key {
+		if c.crowd.len() >= maxPeers {
+			c.giveWay()
+		}
+		m, err := c.env.Sharing.Join(c.port, &k)
+		if errors.Is(err, flow.ErrFull) && c.giveWay() {
+			m, err = c.env.Sharing.Join(c.port, &k)
+		}
+		if err != nil {
+			return nil, err
+		}
+		p.key, p.member = m.Alias.Key(), m
+	}
+	p.host = netip.AddrPortFrom(frame.NetIP(id.addr), id.port)
+	p.segLimit = maxRow
+	p.hdr.init(c.env, p.key)
+	c.include(p, id)
+	return p, nil
+}
+
+func remoteOf(sa *unix.RawSockaddrInet6) remote {
+	a, _ := sock.AddrPort(sa)
+	return remote{frame.AddrOf(a.Addr()), a.Port()}
+}
+
+// include makes p, of which all is known but its address for the kernel, one of the crowd.
+func (c *conn) include(p *party, id remote) {
+	p.id = id
+	p.named = sock.SetSockaddr(&p.addr, p.host)
+	if p.lastAt == 0 {
+		p.lastAt = flow.Now()
+	}
+	c.crowd.peers[id] = p
+	c.crowd.touch(p)
+}
+
+// giveWay gives up a peer to make room for another, and reports whether there was one.
+func (c *conn) giveWay() bool {
+	p := c.crowd.idlest()
+	if p == nil {
+		return false
+	}
+	c.env.Counters.GaveWay.Reached(c.env.Log, "Too many flows without an answer, the oldest give way to others")
+	c.remove(p)
+	return true
+}
+
+// remove gives p up. c may still be about it.
+func (c *conn) remove(p *party) {
+	delete(c.crowd.peers, p.id)
+	p.leaveList()
+	if p.member != nil {
+		c.env.Sharing.Leave(p.member)
+	}
+}
+
+// expire gives up the peers that were not heard of for too long by now.
+func (c *conn) expire(now flow.Time) {
+	for p := c.crowd.waiting.first; p != nil && p.lastAt+flow.Time(c.env.UDPTimeout) <= now; p = c.crowd.waiting.first {
+		c.remove(p)
+	}
+	for p := c.crowd.streams.first; p != nil && p.lastAt+flow.Time(c.env.UDPStreamTimeout) <= now; p = c.crowd.streams.first {
+		c.remove(p)
+	}
+}
+
+// disperse gives up all peers, if there are many.
+func (c *conn) disperse() {
+	if c.crowd == nil {
+		return
+	}
+	for _, p := range c.crowd.peers {
+		c.remove(p)
+	}
+	c.env.Sharing.Disclaim(c.port, c.crowd.port)
+}
+
+// sender returns the peer that has sent message i, nil if that is a stranger.
+func (c *conn) sender(in *incoming, i int) *party {
+	if c.crowd == nil {
+		if in.from(i, c.host) {
+			return c.party
+		}
+		return nil // before the socket was connected
+	}
+	p := c.crowd.peers[remoteOf(&in.names[i])]
+	if p == nil || !in.control[i].ToUs(int(in.msgs[i].Hdr.Controllen)) {
+		c.env.Counters.Strangers.Add(1)
+		return nil
+	}
+	return p
+}
+
+// about makes the peer that the report r is about the one that c is about, and reports whether there is one.
+func (c *conn) about(r *sock.Report) bool {
+	if c.crowd == nil {
+		return true
+	}
+	p := c.crowd.peers[remote{frame.AddrOf(r.To.Addr()), r.To.Port()}]
+	if p == nil {
+		return false
+	}
+	c.party = p
+	return true
+}
+
+// retries is how often a datagram is sent again.
+func (c *conn) retries() int {
+	if c.crowd != nil {
+		return crowdRetries
+	}
+	return 1
+}
+
+// peerList is peers in the order in which they were added.
+type peerList struct{ first, last *party }
+
+func (l *peerList) add(p *party) {
+	p.list, p.before, p.behind = l, l.last, nil
+	if l.last != nil {
+		l.last.behind = p
+	} else {
+		l.first = p
+	}
+	l.last = p
+}
+
+// leaveList takes p out of the list it is in, if any.
+func (p *party) leaveList() {
+	l := p.list
+	if l == nil {
+		return
+	}
+	if p.before != nil {
+		p.before.behind = p.behind
+	} else {
+		l.first = p.behind
+	}
+	if p.behind != nil {
+		p.behind.before = p.before
+	} else {
+		l.last = p.before
+	}
+	p.list, p.before, p.behind = nil, nil, nil
+}
