@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strings"
 
 	"fusilli/autodetect/rtnl"
 
@@ -206,5 +207,15 @@ type stepError struct {
 
 func failed(step string, err error) error { return &stepError{step, err} }
 
-func (e *stepError) Error() string { return e.step + ": " + e.err.Error() }
+func (e *stepError) Error() string { return e.step + ": " + reason(e.err) }
 func (e *stepError) Unwrap() error { return e.err }
+
+// reason is why err happened as the C library words it: users and programs know these texts.
+func reason(err error) string {
+	var errno unix.Errno
+	if !errors.As(err, &errno) {
+		return err.Error()
+	}
+	text := errno.Error()
+	return strings.ToUpper(text[:1]) + text[1:]
+}
