@@ -92,6 +92,33 @@ func TestDetect(t *testing.T) {
 			v4:  "e0 192.0.2.2/25 via 192.0.2.1 mtu 9000 copy 2 true 4 true",
 			v6:  "e0 2001:db8::3/64 via invalid IP from fe80::6 mtu 9000 copy 2 true 6 true",
 			tap: "e0"},
+		{name: "site-local address will do",
+			host: three + `
+				addr add fec0::2/64 dev e0 nodad
+				addr add fe80::5/64 dev e0 nodad
+				route add default via fe80::1 dev e0`,
+			options: Options{V4: FamilyOptions{Disabled: true}},
+			v4:      "disabled", v6: "e0 fec0::2/64 via fe80::1 from fe80::1 mtu 9000 copy 1 true 3 true", tap: "e0"},
+		{name: "link-local addresses and routes only",
+			host: three + `
+				addr add 169.254.7.7/16 dev e0 scope link
+				route add 169.254.0.0/17 dev e0
+				addr add fe80::5/64 dev e0 nodad`,
+			v4: local4, v6: local6, notices: []string{none4, nolan4, none6, nolan6}, tap: "tap0"},
+		{name: "deprecated addresses only",
+			host: three + `
+				addr add 192.0.2.2/24 dev e0 preferred_lft 0 valid_lft 1000
+				route add default via 192.0.2.1
+				addr add 2001:db8::2/64 dev e0 nodad preferred_lft 0
+				addr add fe80::5/64 dev e0 nodad
+				route add default via fe80::1 dev e0`,
+			v4: local4, v6: local6, notices: []string{nolan4, nolan6}, tap: "tap0"},
+		{name: "prefix length given without an address",
+			host: three + `
+				addr add 192.0.2.2/24 dev e0
+				route add default via 192.0.2.1`,
+			options: Options{V4: FamilyOptions{PrefixLen: 26}, V6: FamilyOptions{Disabled: true}},
+			v4:      "e0 192.0.2.2/26 via 192.0.2.1 mtu 9000 copy 1 true 2 true", v6: "disabled", tap: "e0"},
 		{name: "IPv6 without link-local address",
 			host: three + `
 				addr add 2001:db8::2/64 dev e0 nodad
