@@ -57,8 +57,10 @@ install: all
 		install -d $(mandir) && install -m 644 "$$m" $(mandir)/ || exit 1; \
 	done
 
+# The tests of actors compare speeds, and run alone.
 test: setup static
-	$(GO) test $$($(GO) list ./... | grep -v /tests/)
+	$(GO) test ./actors
+	$(GO) test $$($(GO) list ./... | grep -v -e /tests/ -e /actors$$)
 	$(GO) test -count=1 -timeout 20m ./tests/...
 	$(GO) test -count=1 -race -timeout 30m $$($(GO) list ./... | grep -v $(NO_RACE))
 	$(MAKE) fuzz

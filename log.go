@@ -12,8 +12,8 @@ import (
 )
 
 // openLog returns the launcher's logger, once the command line is read: standard error, and a
-// log file or, unless there is one or all is shown anyway, the system's log. Holder and translator
-// get the same from it.
+// log file or, unless there is one or all is shown anyway, the system's log. The translator gets the
+// same from it.
 func openLog(start *process.Start, cfg *config.Config) (*logging.Logger, error) {
 	o := logOptions(start, cfg)
 	switch {

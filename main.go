@@ -65,20 +65,12 @@ func run() int {
 	if spec.Filter, err = sandbox.ParseAction(os.Getenv(process.FilterVariable)); err != nil {
 		return fail(process.FilterVariable + ": " + err.Error())
 	}
-	switch start.Role {
-	case process.Translator:
+	if start.Role == process.Translator {
 		log := inheritLog(start, cfg)
 		defer log.Close()
 		return process.Translate(start, spec, log, func(ctx context.Context, env *process.Env) error {
 			return translate(ctx, cfg, env, log.Logger)
 		})
-	case process.Holder:
-		log := inheritLog(start, cfg)
-		defer log.Close()
-		if err := process.Hold(start, spec, log.Logger); err != nil {
-			log.Error(err.Error())
-		}
-		return 1
 	}
 	if front != nil {
 		return launchSlirp(start, cfg, front, spec)

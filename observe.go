@@ -73,6 +73,7 @@ func (o *observer) start(others []count) {
 	if o.counted != nil {
 		others = append(o.counted.counts(), others...)
 	}
+	others = append(others, levels()...)
 	ctx, end := context.WithCancel(context.Background())
 	o.end = end
 	o.parts.Go(func() { printStats(ctx, os.Stderr, o.cfg.Log.Stats, others) })
@@ -104,7 +105,7 @@ type counted struct {
 
 // counts names what is counted.
 func (l *counted) counts() []count {
-	return []count{{"tap-in", l.in.Load}, {"tapout", l.out.Load}}
+	return []count{{name: "tap-in", load: l.in.Load}, {name: "tapout", load: l.out.Load}}
 }
 
 // Read implements tapio.Link.

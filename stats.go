@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"runtime/metrics"
 	"strconv"
 	"time"
 
@@ -18,30 +19,49 @@ import (
 // headerEvery is the number of rows of the table of --stats between two headers.
 const headerEvery = 20
 
-// count is one column of that table: something that is only ever added to.
+// count is one column of that table: something that is only ever added to, or else a level, which goes
+// up and down and makes no row by itself.
 type count struct {
-	name string // at most six characters
-	load func() uint64
+	name  string // at most six characters
+	load  func() uint64
+	level bool
+}
+
+// levels are the columns that say what is in use.
+func levels() []count {
+	return []count{
+		{"gorout", metric("/sched/goroutines:goroutines"), true},
+		{"heap", metric("/memory/classes/heap/objects:bytes"), true}, // bytes
+	}
+}
+
+// metric returns a function that reads what the Go runtime counts by the name (package runtime/metrics).
+func metric(name string) func() uint64 {
+	sample := []metrics.Sample{{Name: name}}
+	return func() uint64 {
+		metrics.Read(sample)
+		return sample[0].Value.Uint64()
+	}
 }
 
 // flowCounts are the columns that come from the engine.
 func flowCounts(c *flow.Counters) []count {
 	return []count{
-		{"tcp", c.TCP.Load},   // flows made
-		{"udp", c.UDP.Load},   // flows made
-		{"icmp", c.ICMP.Load}, // flows made
-		{"noflow", c.NoFlow.Load},
-		{"reject", func() (n uint64) {
+		{name: "tcp", load: c.TCP.Load},   // flows made
+		{name: "udp", load: c.UDP.Load},   // flows made
+		{name: "icmp", load: c.ICMP.Load}, // flows made
+		{name: "noflow", load: c.NoFlow.Load},
+		{name: "reject", load: func() (n uint64) {
 			for i := range c.Dropped {
 				n += c.Dropped[i].Load()
 			}
 			return n
 		}},
-		{"lost", func() uint64 {
+		{name: "lost", load: func() uint64 {
 			return c.MailboxFull.Load() + c.SlabsOut.Load() + c.ServiceDrops.Load() + c.LinkDropped.Load()
 		}},
-		{"full", func() uint64 { return c.TableFull.Load() + c.Crowded.Load() + c.NoSocket.Load() }},
-		{"faults", c.Panics.Load},
+		{name: "full", load: func() uint64 { return c.TableFull.Load() + c.Crowded.Load() + c.NoSocket.Load() }},
+		{name: "faults", load: c.Panics.Load},
 	}
 }
 
@@ -52,11 +72,11 @@ func spliceCounts(s *splice.Splicer) []count {
 	}
 	c := s.Counters()
 	return []count{
-		{"spltcp", c.TCP.Load}, // flows made
-		{"spludp", c.UDP.Load}, // flows made
-		{"splref", c.Refused.Load},
-		{"spllos", c.Lost.Load},
-		{"splerr", func() uint64 { return c.Full.Load() + c.Failed.Load() + c.Panics.Load() }},
+		{name: "spltcp", load: c.TCP.Load}, // flows made
+		{name: "spludp", load: c.UDP.Load}, // flows made
+		{name: "splref", load: c.Refused.Load},
+		{name: "spllos", load: c.Lost.Load},
+		{name: "splerr", load: func() uint64 { return c.Full.Load() + c.Failed.Load() + c.Panics.Load() }},
 	}
 }
 
@@ -129,7 +149,7 @@ func printStats(ctx context.Context, w io.Writer, delay time.Duration, counts []
 		line, changed := "", false
 		for i, c := range counts {
 			n := c.load()
-			changed = changed || n != last[i]
+			changed = changed || n != last[i] && !c.level
 			last[i] = n
 			line += fmt.Sprintf(" %6s", short(n))
 		}

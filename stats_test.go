@@ -20,7 +20,7 @@ func TestStatsAreARowForEachChange(t *testing.T) {
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
-			printStats(ctx, &out, 2*time.Second, []count{{"tap-in", a.Load}, {"tcp", b.Load}})
+			printStats(ctx, &out, 2*time.Second, []count{{name: "tap-in", load: a.Load}, {name: "tcp", load: b.Load}, {"heap", b.Load, true}})
 		}()
 		time.Sleep(5 * time.Second) // nothing happens
 		a.Add(1234567)
@@ -30,7 +30,7 @@ func TestStatsAreARowForEachChange(t *testing.T) {
 		time.Sleep(2 * time.Second)
 		end()
 		<-done
-		want := " tap-in    tcp\n  1234k      1\n  1234k      2\n"
+		want := " tap-in    tcp   heap\n  1234k      1      1\n  1234k      2      2\n"
 		if d := cmp.Diff(want, out.String()); d != "" {
 			t.Error(d)
 		}
@@ -43,7 +43,7 @@ func TestStatsRepeatTheHeader(t *testing.T) {
 		var out bytes.Buffer
 		ctx, end := context.WithTimeout(t.Context(), 50*time.Second+time.Millisecond)
 		defer end()
-		printStats(ctx, &out, time.Second, []count{{"tcp", func() uint64 { n++; return n }}})
+		printStats(ctx, &out, time.Second, []count{{name: "tcp", load: func() uint64 { n++; return n }}})
 		lines := strings.Split(strings.TrimSuffix(out.String(), "\n"), "\n")
 		var heads []int
 		for i, l := range lines {
@@ -55,6 +55,24 @@ func TestStatsRepeatTheHeader(t *testing.T) {
 			t.Errorf("%d lines, headers: %s", len(lines), d)
 		}
 	})
+}
+
+func TestLevelsMakeNoRow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var out bytes.Buffer
+		ctx, end := context.WithTimeout(t.Context(), 5*time.Second)
+		defer end()
+		n := uint64(0)
+		printStats(ctx, &out, time.Second, []count{{"heap", func() uint64 { n++; return n }, true}})
+		if out.Len() > 0 {
+			t.Errorf("printed: %s", out.String())
+		}
+	})
+	for _, c := range levels() {
+		if c.load() == 0 || len(c.name) > 6 {
+			t.Errorf("%q is %d", c.name, c.load())
+		}
+	}
 }
 
 func TestShort(t *testing.T) {

@@ -33,10 +33,17 @@ type door struct {
 
 	mu     sync.Mutex
 	inside int
-	queue  []flow.Run // frames that wait, from next on; while there are any, inside is not 0
+	queue  []caller              // frames that wait, from next on; while there are any, inside is not 0
+	asked  map[flow.Key]struct{} // flows of TCP whose SYN is among them or is being let in
 	next   int
 	bytes  int
 	slab   *flow.Slab // where the next one goes; nil: none is held
+}
+
+// caller is a frame that waits at the door, and the flow it opens.
+type caller struct {
+	run flow.Run
+	key flow.Key
 }
 
 // enter reports whether the flow that the frame b, parsed as pkt, opens may begin now: then leave is to
@@ -48,14 +55,26 @@ func (d *door) enter(b []byte, pkt *frame.Packet) bool {
 		d.inside++
 		return true
 	}
-	if len(d.queue)-d.next >= doorFrames || d.bytes+len(b) > doorBytes || !d.wait(b, pkt) {
+	k := keyOf(pkt)
+	if _, ok := d.asked[k]; ok {
+		// A SYN that is repeated. Kept, it might be let in when its connection has been and gone.
+		return false
+	}
+	if len(d.queue)-d.next >= doorFrames || d.bytes+len(b) > doorBytes || !d.wait(b, pkt, &k) {
 		d.e.env.Counters.Crowded.Reached(d.e.cfg.Log, "Too many new flows at a time, some are lost")
+		return false
+	}
+	if pkt.Kind == frame.TCP {
+		if d.asked == nil {
+			d.asked = make(map[flow.Key]struct{})
+		}
+		d.asked[k] = struct{}{}
 	}
 	return false
 }
 
 // wait adds a copy of b to the queue, if there is a slab for it.
-func (d *door) wait(b []byte, pkt *frame.Packet) bool {
+func (d *door) wait(b []byte, pkt *frame.Packet, k *flow.Key) bool {
 	var room []byte
 	if d.slab != nil {
 		if room = d.slab.Room(); room == nil {
@@ -71,7 +90,7 @@ func (d *door) wait(b []byte, pkt *frame.Packet) bool {
 	start := d.slab.Used()
 	d.slab.Append(copy(room, b), pkt)
 	run := d.slab.Run(start)
-	d.queue = append(d.queue, run)
+	d.queue = append(d.queue, caller{run, *k})
 	d.bytes += run.Len()
 	return true
 }
@@ -79,12 +98,16 @@ func (d *door) wait(b []byte, pkt *frame.Packet) bool {
 // leave says that a flow which was let in has begun, or has not and never will.
 func (d *door) leave() {
 	for {
-		run, ok := d.pop()
+		c, ok := d.pop()
 		if !ok {
 			return
 		}
 		d.takeTurns()
-		if d.e.begin(&run) {
+		begun := d.e.begin(&c.run)
+		if c.key.Proto == frame.ProtoTCP {
+			d.forget(&c.key)
+		}
+		if begun {
 			return
 		}
 	}
@@ -104,25 +127,34 @@ func (d *door) takeTurns() {
 }
 
 // pop returns the frame that has waited longest, whose flow is inside then.
-func (d *door) pop() (flow.Run, bool) {
+func (d *door) pop() (caller, bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if len(d.queue) == 0 {
 		d.inside--
-		return flow.Run{}, false
+		return caller{}, false
 	}
-	run := d.queue[d.next]
-	d.queue[d.next] = flow.Run{}
+	c := d.queue[d.next]
+	d.queue[d.next] = caller{}
 	d.next++
-	d.bytes -= run.Len()
+	d.bytes -= c.run.Len()
 	switch {
 	case d.next == len(d.queue):
 		d.queue, d.next = nil, 0
 		d.letGo()
 	case d.next == doorFrames:
-		d.queue, d.next = append([]flow.Run(nil), d.queue[d.next:]...), 0
+		d.queue, d.next = append([]caller(nil), d.queue[d.next:]...), 0
 	}
-	return run, true
+	return c, true
+}
+
+// forget has a SYN for the flow k wait again.
+func (d *door) forget(k *flow.Key) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if delete(d.asked, *k); len(d.asked) == 0 {
+		d.asked = nil
+	}
 }
 
 func (d *door) letGo() {

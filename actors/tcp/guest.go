@@ -102,6 +102,10 @@ func (c *conn) segment(v *flow.View, b *batch, run *flow.Run) {
 	ack := tcp.Ack()
 	if c.state == synReceived {
 		if ack != c.sndNxt {
+			// Not an answer to our SYN,ACK (RFC 9293, section 3.10.7.4): the guest has had this
+			// connection already, and the SYN came late. The reset makes it forget that one, so that
+			// it resets this one when our SYN,ACK is repeated.
+			c.bareRST(ack)
 			return
 		}
 		c.establish(seq, tcp)

@@ -22,7 +22,7 @@ const keptCaps = 1<<unix.CAP_SYS_ADMIN | 1<<unix.CAP_NET_ADMIN |
 // knows are refused, which does no harm.
 const maxCap = 63
 
-// clone says how a new process of this executable comes to be.
+// clone says how a translator comes to be: this executable, started again.
 type clone struct {
 	link *os.File // becomes linkFD of the new process
 
@@ -38,11 +38,6 @@ type clone struct {
 	// flags are the CLONE_NEW* of the namespaces to create inside userNS, or 0. A
 	// process in a new PID namespace is its first.
 	flags uintptr
-
-	// confine prepares the process for a sandbox: the bounding set is empty, what is
-	// not in keptCaps can never be had again, no program it executes gets rights
-	// (no_new_privs), and its environment is that of translatorEnviron.
-	confine bool
 }
 
 // Steps of the child that can fail, as told to the parent.
@@ -147,10 +142,7 @@ func (c *clone) failure(r childReport) error {
 	case stepNewUser:
 		return Failf("Couldn't create user namespace: %s", Reason(r.errno))
 	case stepClone:
-		if c.confine {
-			return isolateError{r.errno}
-		}
-		return Failf("Couldn't create namespaces: %s", Reason(r.errno))
+		return isolateError{r.errno}
 	case stepPrivs:
 		return fmt.Errorf("set no_new_privs: %w", r.errno)
 	case stepLink:
@@ -180,7 +172,6 @@ type prepared struct {
 	userNS     uintptr
 	newUser    bool
 	flags      uintptr
-	confine    bool
 }
 
 func (c *clone) prepare(link, reported *os.File) (*prepared, error) {
@@ -189,11 +180,6 @@ func (c *clone) prepare(link, reported *os.File) (*prepared, error) {
 		report:  reported.Fd(),
 		newUser: c.newUser,
 		flags:   c.flags,
-		confine: c.confine,
-	}
-	environ := stageEnviron()
-	if c.confine {
-		environ = translatorEnviron()
 	}
 	var err error
 	if p.path, err = syscall.BytePtrFromString(selfPath); err != nil {
@@ -202,7 +188,7 @@ func (c *clone) prepare(link, reported *os.File) (*prepared, error) {
 	if p.argv, err = syscall.SlicePtrFromStrings(os.Args); err != nil {
 		return nil, err
 	}
-	if p.envv, err = syscall.SlicePtrFromStrings(environ); err != nil {
+	if p.envv, err = syscall.SlicePtrFromStrings(translatorEnviron()); err != nil {
 		return nil, err
 	}
 	if c.user != nil {
@@ -213,9 +199,6 @@ func (c *clone) prepare(link, reported *os.File) (*prepared, error) {
 	}
 	return p, nil
 }
-
-// stageEnviron is the environment of a process that must not behave as a launcher.
-func stageEnviron() []string { return append(os.Environ(), StageVariable+"=1") }
 
 // translatorVariables are the variables that a translator is given: the time zone of a log,
 // and what switches of Go's runtime a developer sets.
@@ -316,29 +299,27 @@ func cloneExec(p *prepared) (pid uintptr, errno syscall.Errno) {
 			goto fail
 		}
 	}
-	if p.become || p.enter || p.confine {
-		// What is permitted now is to survive the execution of a program by a user
-		// that is not root here. All of this may fail without harm: then nothing
-		// was permitted, and whoever needs it gets told.
-		head.Version = unix.LINUX_CAPABILITY_VERSION_3
-		syscall.RawSyscall6(unix.SYS_CAPGET, uintptr(unsafe.Pointer(&head)), uintptr(unsafe.Pointer(&caps[0])), 0, 0, 0, 0)
-		caps[0].Inheritable = caps[0].Permitted & keptCaps
-		caps[1].Inheritable = 0
-		syscall.RawSyscall6(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&head)), uintptr(unsafe.Pointer(&caps[0])), 0, 0, 0, 0)
-		for bit = 0; bit <= maxCap && p.confine; bit++ {
-			syscall.RawSyscall6(unix.SYS_PRCTL, unix.PR_CAPBSET_DROP, bit, 0, 0, 0, 0)
-		}
-		for bit = 0; bit < 32; bit++ {
-			if caps[0].Inheritable&(1<<bit) != 0 {
-				syscall.RawSyscall6(unix.SYS_PRCTL, unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_RAISE, bit, 0, 0, 0)
-			}
+
+	// It is prepared for a sandbox: the bounding set is empty, what is not in keptCaps can never be had
+	// again, and no program gives rights. What is permitted of keptCaps is to survive the execution of a
+	// program by a user that is not root here. All of this may fail without harm: then nothing was
+	// permitted, and whoever needs it gets told.
+	head.Version = unix.LINUX_CAPABILITY_VERSION_3
+	syscall.RawSyscall6(unix.SYS_CAPGET, uintptr(unsafe.Pointer(&head)), uintptr(unsafe.Pointer(&caps[0])), 0, 0, 0, 0)
+	caps[0].Inheritable = caps[0].Permitted & keptCaps
+	caps[1].Inheritable = 0
+	syscall.RawSyscall6(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&head)), uintptr(unsafe.Pointer(&caps[0])), 0, 0, 0, 0)
+	for bit = 0; bit <= maxCap; bit++ {
+		syscall.RawSyscall6(unix.SYS_PRCTL, unix.PR_CAPBSET_DROP, bit, 0, 0, 0, 0)
+	}
+	for bit = 0; bit < 32; bit++ {
+		if caps[0].Inheritable&(1<<bit) != 0 {
+			syscall.RawSyscall6(unix.SYS_PRCTL, unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_RAISE, bit, 0, 0, 0)
 		}
 	}
-	if p.confine {
-		r.step = stepPrivs
-		if _, _, r.errno = syscall.RawSyscall6(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0, 0); r.errno != 0 {
-			goto fail
-		}
+	r.step = stepPrivs
+	if _, _, r.errno = syscall.RawSyscall6(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0, 0); r.errno != 0 {
+		goto fail
 	}
 	r.step = stepLink
 	if _, _, r.errno = syscall.RawSyscall6(unix.SYS_DUP3, p.link, linkFD, 0, 0, 0, 0); r.errno != 0 {

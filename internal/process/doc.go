@@ -3,7 +3,7 @@
 // command line. What limits a translator that runs already (empty root, system call
 // filter) is not here either.
 //
-// # Three programs in one file
+// # Three processes
 //
 // The launcher is the process the user started. It opens what has to be opened with the
 // user's own rights (PID file, namespaces, what tells that they are gone), starts the
@@ -17,18 +17,23 @@
 // namespace, so that its sockets are the host's, and it keeps one thread in the target's
 // network namespace (Thread), where the tap is opened and listeners are found.
 //
-// Holder and translator are this executable, started again with a socket as descriptor 3
-// and StageVariable in the environment. The variable only says "do not behave as a
+// The translator is this executable, started again with a socket as descriptor 3 and
+// StageVariable in the environment. The variable only says "do not behave as a
 // launcher"; who one is, and the descriptors one works with, arrive as the first message
 // on the socket. Without a launcher at the other end there is no such message, and the
 // process ends.
+//
+// The holder is a clone of the launcher that executes nothing before the command: all it has
+// to do are some twenty system calls (cloneHolder), and to start a Go program takes longer
+// than they do. It reports on a socket, too. While it creates the namespaces that take
+// longest, the translator starts already.
 //
 // # Entering a user namespace
 //
 // The kernel lets no multi-threaded process enter a user namespace, and every Go program
 // is one. So the translator is cloned by hand, and the child, which has one thread until
-// it executes a program, enters it by raw system calls (cloneExec). The holder
-// needs no such care: it is created together with its namespaces.
+// it executes a program, enters it by raw system calls (cloneExec). So does a holder that
+// is to live in a user namespace which exists.
 //
 // Executing a program as a user other than the namespace's root loses all capabilities.
 // The child makes those a translator needs ambient before, which keeps them.

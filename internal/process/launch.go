@@ -1,6 +1,7 @@
 package process
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -17,9 +18,8 @@ import (
 // endTimeout is what a translator gets to end in order before it is killed.
 const endTimeout = 2 * time.Second
 
-// commandNamespaces are those a command gets, beside a user namespace.
-const commandNamespaces = unix.CLONE_NEWNET | unix.CLONE_NEWPID | unix.CLONE_NEWNS |
-	unix.CLONE_NEWUTS | unix.CLONE_NEWIPC
+// commandNamespaces are those a command gets, beside a user and a PID namespace.
+const commandNamespaces = unix.CLONE_NEWNET | unix.CLONE_NEWNS | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC
 
 // sandboxNamespaces are those a translator gets of its own, beside a PID namespace where the
 // launcher does not stay.
@@ -60,7 +60,7 @@ type launcher struct {
 	files   []*os.File // to be closed at the end
 
 	translator *child
-	holder     *child // nil unless there is a command
+	holder     *holder // nil unless there is a command
 }
 
 // child is a process we started and must wait for.
@@ -120,7 +120,9 @@ func (c *child) await() {
 }
 
 func (l *launcher) abandon() {
-	l.holder.kill()
+	if l.holder != nil {
+		l.holder.kill()
+	}
 	l.translator.kill()
 }
 
@@ -169,17 +171,38 @@ func (l *launcher) beginCommand() error {
 	if err := l.startHolder(userNS); err != nil {
 		return err
 	}
+	if err := l.join(userNS); err != nil {
+		// If the holder has failed, all else is a consequence.
+		return cmp.Or(l.holder.failed(), err)
+	}
+	return nil
+}
+
+// join starts the translator, and has it join the namespaces that the holder is creating.
+func (l *launcher) join(userNS *os.File) error {
 	pid := l.holder.process.Pid
-	if l.spec.createsUserNS() {
+	if l.holder.private {
+		err := l.holder.await(stageMaps)
+		if err != nil {
+			return err
+		}
 		if userNS, err = l.openUserNS(fmt.Sprintf("/proc/%d/ns/user", pid)); err != nil {
 			return err
 		}
 	}
+	// It gets to work while the holder creates the other namespaces.
+	if err := l.startTranslator(userNS); err != nil {
+		return err
+	}
+	if err := l.holder.await(stageNamespaces); err != nil {
+		return err
+	}
+	l.holder.missed.warn(l.log)
 	netNS, err := l.openNetNS(fmt.Sprintf("/proc/%d/ns/net", pid))
 	if err != nil {
 		return err
 	}
-	return l.startTranslator(userNS, netNS)
+	return l.greet(netNS)
 }
 
 // beginAlone starts a translator that joins no network namespace.
@@ -189,6 +212,9 @@ func (l *launcher) beginAlone() error {
 		return err
 	}
 	if err := l.startTranslator(userNS); err != nil {
+		return err
+	}
+	if err := l.greet(); err != nil {
 		return err
 	}
 	if l.change {
@@ -221,7 +247,19 @@ func (l *launcher) beginAttached() error {
 	if unwatched != nil {
 		return unwatched
 	}
-	if err := l.startTranslator(userNS, files...); err != nil {
+	if err := l.startTranslator(userNS); err != nil {
+		if netNS != nil && errors.As(err, new(isolateError)) {
+			// Whoever may not have namespaces may not enter one either, and that is
+			// what the user wants to know.
+			thread, cannot := StartThread(int(netNS.Fd()))
+			if cannot != nil {
+				return switchError(cannot)
+			}
+			thread.Close()
+		}
+		return err
+	}
+	if err := l.greet(files...); err != nil {
 		return err
 	}
 	if l.change {
@@ -269,75 +307,15 @@ func (e *openError) Error() string {
 
 func (e *openError) Unwrap() error { return e.err }
 
-// newLink makes the socket to a child and says hello on it.
-func (l *launcher) newLink(role Role, files ...*os.File) (ours, theirs *os.File, err error) {
-	ours, theirs, err = newLink()
+// startTranslator starts the translator inside userNS, nil for our own. It goes on when it is greeted.
+func (l *launcher) startTranslator(userNS *os.File) error {
+	ours, theirs, err := newLink()
 	if err != nil {
-		return nil, nil, err
+		return err
 	}
+	defer theirs.Close()
 	l.keep(ours)
-	h := hello{Role: role, Origin: l.start.hello.Origin, User: l.user, BeUser: l.change}
-	// What was logged is to be read before what they will log.
-	l.log.Sync()
-	if err := sendHello(ours, h, append(files, l.start.pass...)...); err != nil {
-		theirs.Close()
-		return nil, nil, err
-	}
-	return ours, theirs, nil
-}
-
-// startHolder creates the command's namespaces and their first process, inside userNS or,
-// if that is nil, inside a user namespace created with them unless spec has it otherwise.
-func (l *launcher) startHolder(userNS *os.File) error {
-	ours, theirs, err := l.newLink(Holder)
-	if err != nil {
-		return err
-	}
-	defer theirs.Close()
-	var p *os.Process
-	if userNS != nil {
-		p, err = (&clone{link: theirs, userNS: userNS, flags: commandNamespaces}).start()
-	} else {
-		p, err = createHolder(theirs, l.spec.createsUserNS())
-	}
-	if err != nil {
-		return err
-	}
-	l.holder = newChild(p, ours)
-	return nil
-}
-
-// createHolder starts the holder as the first process of new namespaces. With a user
-// namespace, it is root there, and our user outside.
-func createHolder(link *os.File, withUserNS bool) (*os.Process, error) {
-	attr := &syscall.SysProcAttr{Cloneflags: commandNamespaces}
-	what := "Couldn't create namespaces: %s"
-	if withUserNS {
-		attr.Cloneflags |= unix.CLONE_NEWUSER
-		attr.UidMappings = []syscall.SysProcIDMap{{HostID: os.Geteuid(), Size: 1}}
-		attr.GidMappings = []syscall.SysProcIDMap{{HostID: os.Getegid(), Size: 1}}
-		what = "Couldn't create user namespace: %s"
-	}
-	p, err := os.StartProcess(selfPath, os.Args, &os.ProcAttr{
-		Env:   stageEnviron(),
-		Files: []*os.File{os.Stdin, os.Stdout, os.Stderr, link},
-		Sys:   attr,
-	})
-	if err != nil {
-		return nil, Failf(what, Reason(err))
-	}
-	return p, nil
-}
-
-// startTranslator starts the translator inside userNS, nil for our own, and passes files
-// on to it.
-func (l *launcher) startTranslator(userNS *os.File, files ...*os.File) error {
-	ours, theirs, err := l.newLink(Translator, files...)
-	if err != nil {
-		return err
-	}
-	defer theirs.Close()
-	c := &clone{link: theirs, userNS: userNS, flags: sandboxNamespaces, confine: true}
+	c := &clone{link: theirs, userNS: userNS, flags: sandboxNamespaces}
 	c.newUser = l.spec.Alone && userNS == nil && !l.spec.KeepUserNS
 	if !l.spec.stays() {
 		c.flags |= unix.CLONE_NEWPID
@@ -346,25 +324,19 @@ func (l *launcher) startTranslator(userNS *os.File, files ...*os.File) error {
 		c.user = &l.user
 	}
 	p, err := c.start()
-	if errors.As(err, new(isolateError)) {
-		// Whoever may not have namespaces may not enter one either, and that is what
-		// the user wants to know.
-		for _, f := range files {
-			if f.Name() != fdNetNS {
-				continue
-			}
-			thread, cannot := StartThread(int(f.Fd()))
-			if cannot != nil {
-				return switchError(cannot)
-			}
-			thread.Close()
-		}
-	}
 	if err != nil {
 		return err
 	}
 	l.translator = newChild(p, ours)
 	return nil
+}
+
+// greet says hello to the translator and passes files on to it.
+func (l *launcher) greet(files ...*os.File) error {
+	h := hello{Role: Translator, Origin: l.start.hello.Origin}
+	// What was logged is to be read before what the translator will log.
+	l.log.Sync()
+	return sendHello(l.translator.link, h, append(files, l.start.pass...)...)
 }
 
 // supervise waits for readiness, and for whatever ends the launcher.
@@ -395,13 +367,16 @@ func (l *launcher) supervise() (int, error) {
 			return 0, nil
 		case <-l.signals:
 			l.translator.end()
-			if !released {
+			if !released && l.holder != nil {
 				l.holder.kill()
 			}
 			return 0, nil
 		case <-commandDone:
 			send(int(l.translator.link.Fd()), ended) // fails only if it has ended
 			l.translator.await()
+			if err := l.holder.failed(); err != nil {
+				return 1, err
+			}
 			return l.holder.status(), nil
 		case <-l.done(released):
 			status := l.translator.status()

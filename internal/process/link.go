@@ -37,7 +37,6 @@ type Role string
 
 const (
 	Launcher   Role = "launcher"   // started by the user
-	Holder     Role = "holder"     // becomes the command
 	Translator Role = "translator" // connects the namespace
 )
 
@@ -46,8 +45,6 @@ const (
 type hello struct {
 	Role   Role
 	Origin int64 // start of the launcher, CLOCK_MONOTONIC, ns
-	User   User  // whom the command runs as, if BeUser
-	BeUser bool
 	FDs    []string
 }
 
@@ -117,7 +114,7 @@ func receiveHello(link int) (hello, map[string]int, error) {
 	var h hello
 	text := make([]byte, maxHello)
 	oob := make([]byte, unix.CmsgSpace(4*maxFDs))
-	n, oobn, err := recvmsg(link, text, oob)
+	n, oobn, err := recvmsg(link, text, oob, 0)
 	if err != nil {
 		return h, nil, err
 	}
@@ -151,13 +148,13 @@ func rights(oob []byte) ([]int, error) {
 // receive waits for one short message. It returns io.EOF when the other end is gone.
 func receive(link int) (string, error) {
 	text := make([]byte, maxAnswer)
-	n, _, err := recvmsg(link, text, nil)
+	n, _, err := recvmsg(link, text, nil, 0)
 	return string(text[:max(n, 0)]), err
 }
 
-func recvmsg(fd int, text, oob []byte) (n, oobn int, err error) {
+func recvmsg(fd int, text, oob []byte, flags int) (n, oobn int, err error) {
 	for {
-		n, oobn, _, _, err = unix.Recvmsg(fd, text, oob, unix.MSG_CMSG_CLOEXEC)
+		n, oobn, _, _, err = unix.Recvmsg(fd, text, oob, flags|unix.MSG_CMSG_CLOEXEC)
 		switch {
 		case errors.Is(err, unix.EINTR):
 			continue

@@ -80,14 +80,8 @@ func program(text string) int {
 	}
 	log := logging.New(os.Stderr, logging.Options{Origin: start.Origin})
 	defer log.Close()
-	switch start.Role {
-	case process.Translator:
+	if start.Role == process.Translator {
 		return process.Translate(start, p.Spec, log, p.translate)
-	case process.Holder:
-		if err := process.Hold(start, p.Spec, log.Logger); err != nil {
-			log.Error(err.Error())
-		}
-		return 1
 	}
 	if err := process.CloseStray(); err != nil {
 		log.Error(err.Error())

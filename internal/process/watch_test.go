@@ -266,12 +266,12 @@ func TestLinkTellsMessagesAndEnd(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer file.Close()
-	want := hello{Role: Holder, Origin: time.Second.Nanoseconds(), User: User{1, 2}, BeUser: true}
+	want := hello{Role: Translator, Origin: time.Second.Nanoseconds()}
 	if err := sendHello(ours, want, file); err != nil {
 		t.Fatal(err)
 	}
 	got, files, err := receiveHello(int(theirs.Fd()))
-	if err != nil || got.Role != want.Role || got.User != want.User || !got.BeUser || len(files) != 1 {
+	if err != nil || got.Role != want.Role || got.Origin != want.Origin || len(files) != 1 {
 		t.Errorf("receiveHello = %+v, %v, %v", got, files, err)
 	}
 	fd, ok := files[file.Name()]

@@ -92,18 +92,27 @@ func writeDNS(c net.Conn, b []byte) error {
 	return err
 }
 
-// resolve has the target ask at addr, and returns which resolver has answered.
-func (c *connection) resolve(t *testing.T, network, addr string) (string, error) {
+const queryID = 4711
+
+// query is a question as resolvers get it.
+func query(t *testing.T) []byte {
 	t.Helper()
 	name := dnsmessage.MustNewName("www.example.org.")
 	q := dnsmessage.Message{
-		Header:    dnsmessage.Header{ID: 4711, RecursionDesired: true},
+		Header:    dnsmessage.Header{ID: queryID, RecursionDesired: true},
 		Questions: []dnsmessage.Question{{Name: name, Type: dnsmessage.TypeTXT, Class: dnsmessage.ClassINET}},
 	}
 	b, err := q.Pack()
 	if err != nil {
 		t.Fatal(err)
 	}
+	return b
+}
+
+// resolve has the target ask at addr, and returns which resolver has answered.
+func (c *connection) resolve(t *testing.T, network, addr string) (string, error) {
+	t.Helper()
+	b := query(t)
 	conn, err := c.target.Dial(patience(t, limit), network, addr)
 	if err != nil {
 		return "", err
@@ -124,7 +133,7 @@ func (c *connection) resolve(t *testing.T, network, addr string) (string, error)
 	if err := m.Unpack(b); err != nil {
 		return "", err
 	}
-	if m.ID != q.ID || len(m.Answers) != 1 {
+	if m.ID != queryID || len(m.Answers) != 1 {
 		return "", fmt.Errorf("answer %v", m)
 	}
 	return m.Answers[0].Body.(*dnsmessage.TXTResource).TXT[0], nil

@@ -25,7 +25,7 @@ const refuseVariable = "FUSILLI_E2E_REFUSE"
 // refusal is what a process and its descendants may not do, as in a container that forbids it.
 type refusal struct {
 	Calls      []uint32 // numbers of system calls: EPERM
-	CloneFlags uint32   // of clone(2), any of these: EPERM
+	CloneFlags uint32   // of clone(2) and unshare(2), any of these: EPERM
 	Family     uint32   // of socket(2): EAFNOSUPPORT, as where the kernel has none of it
 }
 
@@ -44,7 +44,8 @@ func refuse(r refusal, argv []string) error {
 	}
 	if r.CloneFlags != 0 {
 		prog = append(prog,
-			unix.SockFilter{Code: equal, K: unix.SYS_CLONE, Jf: 3},
+			unix.SockFilter{Code: equal, K: unix.SYS_CLONE, Jt: 1},
+			unix.SockFilter{Code: equal, K: unix.SYS_UNSHARE, Jf: 3},
 			unix.SockFilter{Code: load, K: 16}, // its first argument
 			unix.SockFilter{Code: anyOf, K: r.CloneFlags, Jf: 1},
 			unix.SockFilter{Code: ret, K: eperm})

@@ -10,6 +10,8 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
+	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -18,8 +20,13 @@ import (
 	"fusilli/tests/bed"
 )
 
-// soakConns is the number of connections at a time, of all kinds together.
-const soakConns = 2000
+const (
+	// soakConns is the number of connections at a time, of all kinds together.
+	soakConns = 2000
+	// soakPause is the time between two new flows of datagrams or echo requests of a kind. Such flows
+	// have no end but that nothing comes any more, and too many new ones are a flood.
+	soakPause = 50 * time.Millisecond
+)
 
 // soakKind is a way through the translator.
 type soakKind struct {
@@ -31,10 +38,11 @@ type soakKind struct {
 }
 
 // TestSoak has 2,000 connections of all kinds come and go at a time, with random sizes, orders of
-// closing and resets, for as long as FUSILLI_SOAK says. All that is carried arrives unchanged, and when
-// it is over the translator has as much in use as before.
+// closing and resets, for a minute, or as long as FUSILLI_SOAK says. All that is carried arrives
+// unchanged, and when it is over the translator has as much in use as before: descriptors, goroutines,
+// threads, memory.
 func TestSoak(t *testing.T) {
-	length, full := 10*time.Second, false
+	length, full := time.Minute, false
 	if s := os.Getenv("FUSILLI_SOAK"); s != "" {
 		var err error
 		if length, err = time.ParseDuration(s); err != nil {
@@ -44,13 +52,20 @@ func TestSoak(t *testing.T) {
 	}
 	conns := sizedCount(soakConns)
 	if raceEnabled {
-		conns /= 10
+		conns, length = conns/10, length/4
 	}
 	b := newBed(t, defaultBed)
-	if err := b.Host.Sysctl("ipv4/ping_group_range", "0 2147483647"); err != nil {
-		t.Fatal(err)
+	for name, value := range map[string]string{
+		"ipv4/ping_group_range": "0 2147483647",
+		// For how long flows of datagrams stay.
+		"netfilter/nf_conntrack_udp_timeout":        "5",
+		"netfilter/nf_conntrack_udp_timeout_stream": "10",
+	} {
+		if err := b.Host.Sysctl(name, value); err != nil && !os.IsNotExist(err) {
+			t.Fatal(err)
+		}
 	}
-	c := connect(t, b, "-t", "7000", "-u", "7001", "-T", "7002", "-U", "7003")
+	c := connect(t, b, "-t", "7000", "-u", "7001", "-T", "7002", "-U", "7003", "--stats", "1")
 	target := func(c *connection) *bed.NS { return c.target.NS }
 	host := func(c *connection) *bed.NS { return c.Host }
 	far := func(c *connection) *bed.NS { return c.Far }
@@ -64,6 +79,7 @@ func TestSoak(t *testing.T) {
 		{name: "UDP out", network: "udp", from: target, addr: net.JoinHostPort(bed.FarAddr4, "7001")},
 		{name: "UDP in", network: "udp", from: far, addr: net.JoinHostPort(bed.HostAddr4, "7001")},
 		{name: "UDP spliced in", network: "udp", from: host, addr: "127.0.0.1:7001"},
+		{name: "UDP spliced out", network: "udp", from: target, addr: "127.0.0.1:7003"},
 		{name: "echo", network: "ip4:icmp", from: target, addr: bed.FarAddr4},
 	}
 	for _, s := range []struct {
@@ -75,54 +91,114 @@ func TestSoak(t *testing.T) {
 	for _, s := range []struct {
 		ns   *bed.NS
 		addr string
-	}{{c.Far, bed.FarAddr4}, {c.target.NS, "0.0.0.0"}} {
-		echoDatagrams(t, s.ns, net.JoinHostPort(s.addr, "7001"))
+	}{{c.Far, bed.FarAddr4 + ":7001"}, {c.target.NS, "0.0.0.0:7001"}, {c.Host, "127.0.0.1:7003"}} {
+		echoDatagrams(t, s.ns, s.addr)
 	}
 
 	begin := time.Now()
-	// One round first, so that what is kept for later is there.
-	soak(t, c, kinds, conns, func() bool { return false })
+	// One exchange of each kind, for the threads and goroutines that there always are.
+	soak(t, c, kinds, len(kinds), 0)
+	idle := c.levels(t, kinds[0])
+	// Then a round, so that what is kept for later is there.
+	soak(t, c, kinds, conns, 0)
 	first := c.usage(t)
-	soak(t, c, kinds, conns, func() bool { return time.Since(begin) < length })
-	datagrams := int64(0)
+	soak(t, c, kinds, conns, length)
 	for _, k := range kinds {
 		t.Logf("%-16s %d", k.name, k.made.Load())
 		if k.made.Load() == 0 {
 			t.Errorf("%s: none", k.name)
 		}
-		if k.network != "tcp" {
-			datagrams += k.made.Load()
-		}
 	}
-	// Flows of datagrams and echo requests stay for some time after the last one; who wants to see
-	// them go waits.
-	allowed := int(datagrams) * 3
-	what := "connections to end"
+	// Flows of echo requests stay for a minute after the last one, and garbage for two if nothing
+	// happens; who wants to see them go waits.
+	kept, garbage, what := int(kinds[len(kinds)-1].made.Load()), 64<<20, "flows to end, but those of echo"
 	if full {
-		allowed, what = 0, "all flows to end"
+		kept, garbage, what = 0, 8<<20, "all flows to end"
 	}
-	idle := func() (bool, error) { return c.usage(t).FDs <= 64+allowed, nil }
-	if err := bed.Wait(patience(t, 5*time.Minute), what, idle); err != nil {
+	if raceEnabled {
+		garbage = 1 << 40
+	}
+	const ready = 128 // watches, pipes and sockets that are kept for the next connections
+	var end soakLevels
+	err := bed.Wait(patience(t, 5*time.Minute), what, func() (bool, error) {
+		end = c.levels(t, kinds[0])
+		return end.FDs <= idle.FDs+ready+kept && end.goroutines <= idle.goroutines+20+2*kept && end.heap <= idle.heap+garbage, nil
+	})
+	if err != nil {
 		t.Error(err)
 	}
-	last := c.usage(t)
-	t.Logf("%v; %+v after the first round, %+v at the end", time.Since(begin).Round(time.Second), first, last)
-	live := max(last.FDs-first.FDs, 0) // a descriptor is 16 KiB of a flow at most
-	if grown := int64(last.RSS) - int64(first.RSS); grown > int64(24<<20+live*16<<10) && !raceEnabled {
+	t.Logf("%v; before: %+v; after the first round: %+v; at the end: %+v", time.Since(begin).Round(time.Second), idle, first, end)
+	if grown := int64(end.RSS) - int64(first.RSS); grown > 64<<20 && !raceEnabled { // slabs (see package actors)
 		t.Errorf("%d KiB more in use at the end than after the first round", grown>>10)
 	}
-	if last.Threads > first.Threads+4 {
-		t.Errorf("%d threads, %d after the first round", last.Threads, first.Threads)
+	if end.Threads > first.Threads+4 {
+		t.Errorf("%d threads, %d after the first round", end.Threads, first.Threads)
 	}
 }
 
-// soak has so many workers each exchange something once, and then as long as more says.
-func soak(t *testing.T, c *connection, kinds []*soakKind, workers int, more func() bool) {
+// soakLevels is what the translator has in use, with what only it knows.
+type soakLevels struct {
+	bed.Usage
+	goroutines, heap int // number, bytes
+}
+
+// levels returns that, from the last columns of the next row of --stats. k has a row made.
+func (c *connection) levels(t *testing.T, k *soakKind) soakLevels {
 	t.Helper()
+	before := strings.Count(c.proc.Stderr(), "\n")
+	soak(t, c, []*soakKind{k}, 1, 0)
+	l := soakLevels{}
+	err := bed.Wait(patience(t, limit), "a row of --stats", func() (bool, error) {
+		text := c.proc.Stderr()
+		if strings.Count(text, "\n") <= before || !strings.HasSuffix(text, "\n") {
+			return false, nil
+		}
+		lines := strings.Split(strings.TrimSuffix(text, "\n"), "\n")
+		cells := strings.Fields(lines[len(lines)-1])
+		if n := len(cells); n < 3 {
+			return false, fmt.Errorf("the last line is %q", lines[len(lines)-1])
+		} else if cells[n-1] == "heap" {
+			return false, nil
+		} else {
+			l.goroutines, l.heap = inCell(cells[n-2]), inCell(cells[n-1])
+		}
+		return true, nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Usage = c.usage(t)
+	return l
+}
+
+// inCell reads a cell of the table: a number, which may have a unit.
+func inCell(cell string) int {
+	unit := 1
+	for _, name := range []string{"k", "M", "G"} {
+		unit *= 1000
+		if rest, ok := strings.CutSuffix(cell, name); ok {
+			n, _ := strconv.Atoi(rest)
+			return n * unit
+		}
+	}
+	n, _ := strconv.Atoi(cell)
+	return n
+}
+
+// soak has so many workers each exchange something once, and then again for as long as length.
+func soak(t *testing.T, c *connection, kinds []*soakKind, workers int, length time.Duration) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), length)
+	defer cancel()
+	turns := make([]*time.Ticker, len(kinds))
+	for i := range turns {
+		turns[i] = time.NewTicker(soakPause)
+		defer turns[i].Stop()
+	}
 	var all sync.WaitGroup
 	var faults atomic.Int64
 	for i := range workers {
-		k := kinds[i%len(kinds)]
+		k, turn := kinds[i%len(kinds)], turns[i%len(kinds)]
 		rnd := rand.New(rand.NewPCG(uint64(i), 1))
 		all.Go(func() {
 			for {
@@ -133,7 +209,13 @@ func soak(t *testing.T, c *connection, kinds []*soakKind, workers int, more func
 					return
 				}
 				k.made.Add(1)
-				if !more() {
+				if k.network != "tcp" {
+					select {
+					case <-ctx.Done():
+					case <-turn.C:
+					}
+				}
+				if ctx.Err() != nil {
 					return
 				}
 			}

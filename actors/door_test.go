@@ -1,0 +1,64 @@
+package actors
+
+import (
+	"net"
+	"testing"
+
+	"fusilli/actors/flow"
+	"fusilli/tapio/frame"
+)
+
+// TestSYNRepeatedAtTheDoor: the copy does not wait, too, to be let in when its connection is over.
+func TestSYNRepeatedAtTheDoor(t *testing.T) {
+	s := newBed(t, options{})
+	port := taking(t, func(c *net.TCPConn) { c.Read(make([]byte, 1)) })
+	waiting := func() int {
+		s.door.mu.Lock()
+		defer s.door.mu.Unlock()
+		return len(s.door.queue)
+	}
+	s.door.mu.Lock()
+	s.door.inside++ // somebody begins
+	s.door.mu.Unlock()
+	for range 3 {
+		s.link.Write(raw(1024, port, frame.SYN, 1, 0, 4096))
+	}
+	s.link.Write(raw(1025, port, frame.SYN, 1, 0, 4096))
+	until(t, "the other flow's to wait", func() bool { return waiting() >= 2 })
+	if n := waiting(); n != 2 {
+		t.Errorf("%d wait, want 2", n)
+	}
+	s.door.leave()
+	until(t, "flows", func() bool { return s.Flows() == 2 })
+	until(t, "the door to be closed", func() bool {
+		s.door.mu.Lock()
+		defer s.door.mu.Unlock()
+		return s.door.inside == 0 && s.door.asked == nil
+	})
+	if n := s.Counters().TCP.Load(); n != 2 {
+		t.Errorf("%d flows were made, want 2", n)
+	}
+}
+
+// TestFirstDatagramsAtTheDoor: those of one flow all wait.
+func TestFirstDatagramsAtTheDoor(t *testing.T) {
+	s := newBed(t, options{})
+	s.door.mu.Lock()
+	s.door.inside++
+	s.door.mu.Unlock()
+	c := s.dialUDP(t, families[0], mute(t))
+	for range 3 {
+		c.Write([]byte("data"))
+	}
+	waiting := func() (list []flow.Key) {
+		s.door.mu.Lock()
+		defer s.door.mu.Unlock()
+		for _, c := range s.door.queue {
+			list = append(list, c.key)
+		}
+		return list
+	}
+	until(t, "three to wait", func() bool { return len(waiting()) == 3 })
+	s.door.leave()
+	until(t, "one flow", func() bool { return s.Flows() == 1 && len(waiting()) == 0 })
+}
