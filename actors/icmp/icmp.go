@@ -43,6 +43,7 @@ const (
 	echoReply6 = 129 // RFC 4443, section 4.2
 
 	maxFaults = 64 // errors in a row before a socket is given up
+	maxTries  = 3  // that a request is sent again after one
 
 	// defaultHops is what the kernel puts into requests unless told otherwise (ip(7), ip_default_ttl).
 	defaultHops = 64
@@ -158,8 +159,8 @@ func (c *conn) fromGuest(r *flow.Run) {
 			c.last = -1
 		}
 		e := sock.Send(c.fd, msg)
-		if e != 0 && e != unix.EAGAIN {
-			// Perhaps what an earlier request has met, reported once.
+		for tries := 0; e != 0 && e != unix.EAGAIN && tries < maxTries; tries++ {
+			// Perhaps what an earlier request has met, reported once; and meanwhile another one.
 			c.readErrors()
 			e = sock.Send(c.fd, msg)
 		}

@@ -57,6 +57,9 @@ route add unreachable fd80::/64`, beyondMTU, end.Path()))
 			}
 		}
 	}
+	for _, n := range []*bed.NS{b.Far, end} {
+		n.Sysctl("ipv4/icmp_msgs_burst", "10000") // of both families; a namespace's own since Linux 6.13
+	}
 	err = end.IP(fmt.Sprintf(`link set b0 mtu %d up
 addr add 10.78.0.1/24 dev b0
 addr add fd78::1/64 dev b0 nodad

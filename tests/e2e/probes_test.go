@@ -1,0 +1,134 @@
+package e2e
+
+import (
+	"net"
+	"os"
+	"strconv"
+	"testing"
+	"time"
+
+	"golang.org/x/net/icmp"
+	"golang.org/x/net/ipv4"
+	"golang.org/x/net/ipv6"
+)
+
+// TestProbesOfOneIdentifier sends echo requests as traceroute and mtr do: all with one identifier, each
+// with another hop limit than the one before. Each is answered, the short ones by the router.
+func TestProbesOfOneIdentifier(t *testing.T) {
+	t.Parallel()
+	rounds := 6 // older kernels leave one out for every 50 errors that they send
+	if s := os.Getenv("FUSILLI_PROBES"); s != "" {
+		rounds, _ = strconv.Atoi(s)
+	}
+	b, _ := newRoutedBed(t)
+	c := connect(t, b)
+	for i, f := range families {
+		t.Run(f.name, func(t *testing.T) {
+			var conn *icmp.PacketConn
+			network, any, proto := "ip4:icmp", "0.0.0.0", 1
+			if i == 1 {
+				network, any, proto = "ip6:ipv6-icmp", "::", 58
+			}
+			err := c.target.Do(func() (err error) {
+				conn, err = icmp.ListenPacket(network, any)
+				return err
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			to := &net.IPAddr{IP: net.ParseIP(beyond[i].host)}
+			send := func(hops, seq int) {
+				t.Helper()
+				m := icmp.Message{Type: ipv4.ICMPTypeEcho, Body: &icmp.Echo{ID: 4711, Seq: seq, Data: make([]byte, 32)}}
+				var err error
+				if i == 0 {
+					err = conn.IPv4PacketConn().SetTTL(hops)
+				} else {
+					m.Type = ipv6.ICMPTypeEchoRequest
+					err = conn.IPv6PacketConn().SetHopLimit(hops)
+				}
+				b, err2 := m.Marshal(nil)
+				if err != nil || err2 != nil {
+					t.Fatal(err, err2)
+				}
+				if _, err := conn.WriteTo(b, to); err != nil {
+					t.Fatal(err)
+				}
+			}
+			// receive returns the sequence number of the next answer, and who it is from.
+			receive := func() (seq int, from string) {
+				b := make([]byte, 1500)
+				for {
+					n, a, err := conn.ReadFrom(b)
+					if err != nil {
+						return -1, err.Error()
+					}
+					m, err := icmp.ParseMessage(proto, b[:n])
+					if err != nil {
+						continue
+					}
+					switch body := m.Body.(type) {
+					case *icmp.Echo:
+						if m.Type == ipv4.ICMPTypeEchoReply || m.Type == ipv6.ICMPTypeEchoReply {
+							return body.Seq, a.String()
+						}
+					case *icmp.TimeExceeded:
+						at := 20
+						if i == 1 {
+							at = 40
+						}
+						if len(body.Data) >= at+8 {
+							return int(body.Data[at+6])<<8 | int(body.Data[at+7]), a.String()
+						}
+					}
+				}
+			}
+			// Neighbours are found meanwhile.
+			for seq := 60000; ; seq++ {
+				send(64, seq)
+				conn.SetReadDeadline(time.Now().Add(time.Second))
+				if got, _ := receive(); got >= 60000 {
+					break
+				} else if seq == 60000+int(limit/time.Second) {
+					t.Fatal("no answer at all")
+				}
+			}
+			seq, lost := 0, 0
+			for _, atOnce := range []int{1, 4} { // probes on their way
+				hops := []int{1, 2, 3, 1, 1, 2, 2, 64}
+				for range rounds {
+					for j := 0; j < len(hops); j += atOnce {
+						want := make(map[int]string)
+						for _, h := range hops[j : j+atOnce] {
+							seq++
+							want[seq] = beyond[i].host
+							if h == 1 {
+								want[seq] = f.far
+							}
+							send(h, seq)
+						}
+						conn.SetReadDeadline(time.Now().Add(2 * time.Second))
+						for len(want) > 0 {
+							got, from := receive()
+							if got < 0 {
+								break
+							}
+							if w, ok := want[got]; ok && w != from {
+								t.Errorf("probe %d is answered by %s, want %s", got, from, w)
+							}
+							delete(want, got)
+						}
+						if len(want) > 0 {
+							t.Logf("no answer to %v, %d at a time", want, atOnce)
+						}
+						lost += len(want)
+					}
+				}
+			}
+			if lost > seq/10 { // a kernel may lose one
+				t.Errorf("%d of %d probes are lost", lost, seq)
+			}
+		})
+	}
+}
