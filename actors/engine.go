@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"runtime"
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
@@ -346,6 +347,12 @@ func (r *reader) deliver(slab *flow.Slab) {
 	run := slab.Run(r.start)
 	if r.port.Offer(run) {
 		return
+	}
+	if !isService(r.port) {
+		// The actor may only want a turn: while frames come without a gap, the reader does not sleep.
+		if runtime.Gosched(); r.port.Offer(run) {
+			return
+		}
 	}
 	run.Release()
 	if isService(r.port) {
