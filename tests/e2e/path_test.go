@@ -36,14 +36,22 @@ func newRoutedBed(t *testing.T) (*bed.Bed, *bed.NS) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { end.Close() })
-	err = b.Far.IP(fmt.Sprintf(`link add f1 mtu %d type veth peer name b0 netns %s
-link set f1 up
+	err = b.Far.IP(fmt.Sprintf("link add f1 mtu %d type veth peer name b0 netns %s", beyondMTU, end.Path()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Without a link-local address, which duplicate detection holds back for two seconds and more, a router
+	// does not ask for its neighbours, and drops what it is to forward.
+	if err := errors.Join(b.Far.Sysctl("ipv6/conf/f1/accept_dad", "0"), end.Sysctl("ipv6/conf/b0/accept_dad", "0")); err != nil {
+		t.Fatal(err)
+	}
+	err = b.Far.IP(`link set f1 up
 addr add 10.78.0.2/24 dev f1
 addr add fd78::2/64 dev f1 nodad
 route add prohibit 198.51.100.0/26
 route add unreachable 198.51.100.64/26
 route add prohibit fd79::/64
-route add unreachable fd80::/64`, beyondMTU, end.Path()))
+route add unreachable fd80::/64`)
 	if err != nil {
 		t.Fatal(err)
 	}
