@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"fmt"
 	"net"
 	"os"
 	"strconv"
@@ -24,19 +25,7 @@ func TestProbesOfOneIdentifier(t *testing.T) {
 	c := connect(t, b)
 	for i, f := range families {
 		t.Run(f.name, func(t *testing.T) {
-			var conn *icmp.PacketConn
-			network, any, proto := "ip4:icmp", "0.0.0.0", 1
-			if i == 1 {
-				network, any, proto = "ip6:ipv6-icmp", "::", 58
-			}
-			err := c.target.Do(func() (err error) {
-				conn, err = icmp.ListenPacket(network, any)
-				return err
-			})
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer conn.Close()
+			conn, proto := c.rawEcho(t, i == 1)
 			to := &net.IPAddr{IP: net.ParseIP(beyond[i].host)}
 			send := func(hops, seq int) {
 				t.Helper()
@@ -129,6 +118,78 @@ func TestProbesOfOneIdentifier(t *testing.T) {
 			if lost > seq/10 { // a kernel may lose one
 				t.Errorf("%d of %d probes are lost", lost, seq)
 			}
+		})
+	}
+}
+
+// rawEcho opens a socket in the target that echo requests are sent from as they are, and returns the number
+// of its protocol.
+func (c *connection) rawEcho(t *testing.T, v6 bool) (conn *icmp.PacketConn, proto int) {
+	t.Helper()
+	network, any, proto := "ip4:icmp", "0.0.0.0", 1
+	if v6 {
+		network, any, proto = "ip6:ipv6-icmp", "::", 58
+	}
+	err := c.target.Do(func() (err error) {
+		conn, err = icmp.ListenPacket(network, any)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	return conn, proto
+}
+
+// TestPingOfTwoHostsWithOneIdentifier: a monitor that pings all its hosts with one identifier gets each
+// answer from the host that has given it.
+func TestPingOfTwoHostsWithOneIdentifier(t *testing.T) {
+	t.Parallel()
+	b := newBed(t, defaultBed)
+	others := []string{"10.77.0.3", "fd77::3"}
+	if err := b.Far.IP("addr add 10.77.0.3/24 dev f0\naddr add fd77::3/64 dev f0 nodad"); err != nil {
+		t.Fatal(err)
+	}
+	c := connect(t, b)
+	for i, f := range families {
+		t.Run(f.name, func(t *testing.T) {
+			conn, proto := c.rawEcho(t, i == 1)
+			hosts := []string{f.far, others[i]}
+			answered := make(map[string]bool) // host and sequence number
+			waitFor(t, "all to be answered", func() bool {
+				for seq := range 4 {
+					for _, h := range hosts { // the same numbers to both, and both before any answer is read
+						m := icmp.Message{Type: ipv4.ICMPTypeEcho, Body: &icmp.Echo{ID: 4711, Seq: seq, Data: []byte(h)}}
+						if i == 1 {
+							m.Type = ipv6.ICMPTypeEchoRequest
+						}
+						b, err := m.Marshal(nil)
+						if err != nil {
+							t.Fatal(err)
+						}
+						if _, err := conn.WriteTo(b, &net.IPAddr{IP: net.ParseIP(h)}); err != nil {
+							t.Fatal(err)
+						}
+					}
+				}
+				conn.SetReadDeadline(time.Now().Add(300 * time.Millisecond))
+				for b := make([]byte, 1500); len(answered) < 4*len(hosts); {
+					n, from, err := conn.ReadFrom(b)
+					if err != nil {
+						return false
+					}
+					m, err := icmp.ParseMessage(proto, b[:n])
+					if err != nil || m.Type != ipv4.ICMPTypeEchoReply && m.Type != ipv6.ICMPTypeEchoReply {
+						continue
+					}
+					e := m.Body.(*icmp.Echo)
+					if string(e.Data) != from.String() {
+						t.Errorf("what %s was asked is answered by %s", e.Data, from)
+					}
+					answered[fmt.Sprint(from, e.Seq)] = true
+				}
+				return true
+			})
 		})
 	}
 }
