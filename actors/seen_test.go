@@ -119,7 +119,7 @@ func TestSeeingAllocatesNothing(t *testing.T) {
 	}
 }
 
-// TestProtocolsAreSwitchedOff: no flow is made and nothing answered, but for what has another service.
+// TestProtocolsAreSwitchedOff: of a protocol, or an IP version, that is off no flow is made.
 func TestProtocolsAreSwitchedOff(t *testing.T) {
 	syn := []byte{0x80, 1, 0, 9, 0, 0, 0, 1, 0, 0, 0, 0, 0x50, frame.SYN, 0xff, 0xff, 0, 0, 0, 0}
 	udp := []byte{0x80, 2, 0, 9, 0, 9, 0, 0, 'x'}
@@ -135,6 +135,12 @@ func TestProtocolsAreSwitchedOff(t *testing.T) {
 		{"UDP over IPv6", seed(true, 17, udp...), func(c *Config) { c.NoUDP = true }},
 		{"ICMP", seed(false, 1, echo4...), func(c *Config) { c.NoICMP = true }},
 		{"ICMPv6", seed(true, 58, echo6...), func(c *Config) { c.NoICMP = true }},
+		{"TCP without IPv4", seed(false, 6, syn...), func(c *Config) { c.V4 = false }},
+		{"TCP without IPv6", seed(true, 6, syn...), func(c *Config) { c.V6 = false }},
+		{"UDP without IPv4", seed(false, 17, udp...), func(c *Config) { c.V4 = false }},
+		{"UDP without IPv6", seed(true, 17, udp...), func(c *Config) { c.V6 = false }},
+		{"ICMP without IPv4", seed(false, 1, echo4...), func(c *Config) { c.V4 = false }},
+		{"ICMPv6 without IPv6", seed(true, 58, echo6...), func(c *Config) { c.V6 = false }},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			for _, off := range []bool{false, true} {
