@@ -250,6 +250,9 @@ func (b *bed) decode(f []byte) (seg, error) {
 		frame.Src(f) != ourMAC || frame.Dst(f) != guestMAC {
 		return seg{}, fmt.Errorf("frame is for somebody else: %+v", p)
 	}
+	if p.TTL != 255 || p.TOS != 0 || !p.V6 && binary.BigEndian.Uint32(f[p.L3+4:]) != 0x4000 { // no identification; not to be fragmented
+		return seg{}, fmt.Errorf("IP header % x", f[p.L3:p.L4])
+	}
 	h := frame.TCPHeader(f[p.L4:p.End])
 	v := frame.GetVnet(f)
 	sum := frame.Fold(frame.PseudoSum(&p.Src, &p.Dst, frame.ProtoTCP, p.End-p.L4))

@@ -517,7 +517,10 @@ func TestRefuse(t *testing.T) {
 			forFamilies(t, func(t *testing.T, fam family) {
 				b := newBed(t, fam)
 				f := b.frameOf(tt.in)
-				var p frame.Packet
+				var p, q frame.Packet
+				if fam.loopback.Is6() {
+					f[ipAt+1], f[ipAt+2], f[ipAt+3] = 0x0a, 0xbc, 0xde // a flow label
+				}
 				if why := frame.Parse(f, &p); why != frame.OK {
 					t.Fatal(why)
 				}
@@ -532,6 +535,9 @@ func TestRefuse(t *testing.T) {
 				s, err := b.decode(out[:n])
 				if err != nil {
 					t.Fatal(err)
+				}
+				if frame.Parse(out[:n], &q); q.FlowLabel != p.FlowLabel || p.V6 && p.FlowLabel != 0xabcde {
+					t.Errorf("flow label %#x, answered with %#x", p.FlowLabel, q.FlowLabel)
 				}
 				if s.String() != tt.want.String() {
 					t.Errorf("%v, want %v", s, tt.want)

@@ -1,6 +1,8 @@
 package tcp
 
 import (
+	"encoding/binary"
+
 	"fusilli/actors/flow"
 	"fusilli/tapio/frame"
 )
@@ -35,6 +37,9 @@ func Refuse(env *flow.Env, in []byte, pkt *frame.Packet, out []byte) int {
 	h.init(env, &k)
 	h.from(env.SourceMAC(&k.Remote))
 	h.put(out, env.GuestMAC(), seq, ack, fl, wnd, 0, 0, defaultMSS)
+	if h.v6 { // the answer to one packet is of that one's flow (RFC 6437)
+		binary.BigEndian.PutUint32(out[ipAt:], 6<<28|pkt.FlowLabel)
+	}
 	if h.len < minLen {
 		clear(out[h.len:minLen])
 		return minLen

@@ -41,7 +41,8 @@ type header struct {
 	pseudo uint32 // sum of the pseudo-header without the length
 }
 
-// init fills h for frames from k's remote end to its guest end.
+// init fills h for frames from k's remote end to its guest end. Over IPv6 they have no flow label: there is
+// one way from us to the guest.
 func (h *header) init(env *flow.Env, k *flow.Key) {
 	h.v6 = k.V6()
 	h.from(env.OurMAC)
