@@ -109,6 +109,49 @@ func TestCaptureHoldsWhatTheGuestSees(t *testing.T) {
 	}
 }
 
+// The header of a capture, as libpcap has it: in the machine's byte order, with microseconds.
+func TestCaptureBegins(t *testing.T) {
+	var file bytes.Buffer
+	NewCapture(&file, func(err error) { t.Error(err) }).Close()
+	var h struct {
+		Magic        uint32
+		Major, Minor uint16
+		Zone         int32
+		Figures      uint32
+		Snap, Link   uint32
+	}
+	if _, err := binary.Decode(file.Bytes(), binary.NativeEndian, &h); err != nil || file.Len() != 24 {
+		t.Fatalf("%d bytes, %v", file.Len(), err)
+	}
+	if h.Magic != 0xa1b2c3d4 || h.Major != 2 || h.Minor != 4 || h.Zone != 0 || h.Figures != 0 || h.Snap != 65535 || h.Link != 1 {
+		t.Errorf("%+v", h)
+	}
+}
+
+// The time of a packet is that of its frame, to the microsecond.
+func TestCaptureTellsTheTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var file bytes.Buffer
+		c := NewCapture(&file, func(err error) { t.Error(err) })
+		start := time.Now()
+		for _, after := range []time.Duration{0, 1500 * time.Millisecond, 1234567 * time.Microsecond} {
+			time.Sleep(after)
+			c.add(numbered(1))
+		}
+		c.Close()
+		r, err := pcapgo.NewReader(&file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, after := range []time.Duration{0, 1500 * time.Millisecond, 2734567 * time.Microsecond} {
+			_, info, err := r.ReadPacketData()
+			if want := start.Add(after).Truncate(time.Microsecond); err != nil || !info.Timestamp.Equal(want) {
+				t.Errorf("%v, want %v; %v", info.Timestamp, want, err)
+			}
+		}
+	})
+}
+
 func TestCaptureLeavesOutWhatWasNotSent(t *testing.T) {
 	var file bytes.Buffer
 	c := NewCapture(&file, func(err error) { t.Error(err) })

@@ -280,6 +280,47 @@ func TestStreamSecondClient(t *testing.T) {
 	read(t, l, pattern(60))
 }
 
+// TestStreamReset: a client that goes without having read all is one whose connection was reset. The next
+// one is served all the same.
+func TestStreamReset(t *testing.T) {
+	l := newListening(t, StreamOptions{})
+	c := l.dial(t)
+	<-l.connected
+	if err := l.Write(numbered(1)); err != nil {
+		t.Fatal(err)
+	}
+	c.Close()
+	d := l.dial(t)
+	d.Write(prefixed(pattern(77)))
+	read(t, l, pattern(77))
+	l.logged(t, "Receive error on guest connection, reset", 1)
+	l.logged(t, "Client connection closed", 1)
+}
+
+// TestStreamBuffers: a client's socket has buffers as large as they may be, and nobody inherits it.
+func TestStreamBuffers(t *testing.T) {
+	l := newListening(t, StreamOptions{})
+	l.dial(t)
+	<-l.connected
+	fd := int(l.cur.Load().fd)
+	other, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(other)
+	for _, o := range []int{unix.SO_SNDBUF, unix.SO_RCVBUF} {
+		unix.SetsockoptInt(other, unix.SOL_SOCKET, o, 1<<30)
+		want, err := unix.GetsockoptInt(other, unix.SOL_SOCKET, o)
+		got, err2 := unix.GetsockoptInt(fd, unix.SOL_SOCKET, o)
+		if err != nil || err2 != nil || got != want {
+			t.Errorf("option %d is %d, want %d; %v, %v", o, got, want, err, err2)
+		}
+	}
+	if flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err != nil || flags != unix.FD_CLOEXEC {
+		t.Errorf("flags %x, %v", flags, err)
+	}
+}
+
 func TestStreamOneOff(t *testing.T) {
 	l := newListening(t, StreamOptions{OneOff: true})
 	c := l.dial(t)
