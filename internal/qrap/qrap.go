@@ -18,7 +18,7 @@ import (
 const (
 	maxProbe   = 99
 	probeWait  = 500 * time.Millisecond
-	retries    = 50 // while a passt that is about to start resets connections
+	retries    = 50 // while a passt sends us away since it has not noticed yet that its client has gone
 	retryPause = 50 * time.Millisecond
 )
 
@@ -88,7 +88,7 @@ func connect(path func(int) string, stderr io.Writer) (int, error) {
 				fmt.Fprintf(stderr, "Connected to %s\n", path(i))
 				return fd, nil
 			}
-			if !errors.Is(err, unix.ECONNRESET) {
+			if !errors.Is(err, unix.ECONNRESET) && !errors.Is(err, unix.EPIPE) {
 				break
 			}
 			time.Sleep(retryPause)

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -129,6 +130,80 @@ func TestRun(t *testing.T) {
 	})
 	if got != 1 || !strings.Contains(errs.String(), "Connected to "+path(3)) || !strings.Contains(errs.String(), "Probe of "+path(1)+" failed") {
 		t.Errorf("status %d: %s", got, &errs)
+	}
+}
+
+// A passt that is about to be ready for another client resets connections: it is asked again.
+func TestRunAsksAgain(t *testing.T) {
+	dir := t.TempDir()
+	path := func(i int) string { return filepath.Join(dir, fmt.Sprint(i)) }
+	l, err := net.Listen("unix", path(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for range 3 { // and leaves what it was sent
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			c.Close()
+		}
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		defer c.Close()
+		c.Write([]byte("yes"))
+	}()
+	defer func() { l.Close(); <-done }()
+	var errs strings.Builder
+	fd, err := connect(path, &errs)
+	if err != nil || errs.String() != "Connected to "+path(1)+"\n" {
+		t.Fatalf("%v: %s", err, &errs)
+	}
+	unix.Close(fd)
+}
+
+// TestPlan is what is executed: what the user says, if that can be, else the first QEMU there is.
+func TestPlan(t *testing.T) {
+	arch := map[string]string{"amd64": "x86_64", "arm64": "aarch64"}[runtime.GOARCH]
+	if arch == "" {
+		t.Skip("no such QEMU")
+	}
+	native := "qemu-system-" + arch
+	const card = "-netdev socket,fd=5,id=hostnet0"
+	for _, tt := range []struct{ name, have, args, fd, want string }{
+		{"as the user says", "kvm mine", "9 mine -m 1", "9", "mine -m 1"},
+		{"a path", "", "3 /bin/sh -c x", "3", "/bin/sh -c x"},
+		{"descriptor 2", "kvm mine", "2 mine -m 1", "5", "kvm 2 mine -m 1 " + card},
+		{"a program that is not there", "kvm", "9 mine -m 1", "5", "kvm 9 mine -m 1 " + card},
+		{"kvm first", "kvm qemu-kvm " + native, "-m 1", "5", "kvm -m 1 " + card},
+		{"then qemu-kvm", "qemu-kvm " + native, "-m 1", "5", "qemu-kvm -m 1 " + card},
+		{"then that of the architecture", native, "-m 1", "5", native + " -m 1 " + card},
+		{"none", "", "-m 1", "", ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			dir := t.TempDir()
+			for _, name := range strings.Fields(tt.have) {
+				if err := os.WriteFile(filepath.Join(dir, name), []byte("#!/bin/sh\n"), 0o755); err != nil {
+					t.Fatal(err)
+				}
+			}
+			t.Setenv("PATH", dir)
+			fd, qemu, argv, err := plan(strings.Fields(tt.args))
+			if tt.want == "" {
+				if _, there := os.Stat("/usr/libexec/qemu-kvm"); err == nil && there != nil {
+					t.Errorf("executes %s", qemu)
+				}
+				return
+			}
+			if err != nil || fmt.Sprint(fd) != tt.fd || strings.Join(argv, " ") != tt.want || filepath.Base(qemu) != filepath.Base(argv[0]) {
+				t.Errorf("%s with %q and descriptor %d, %v", qemu, argv, fd, err)
+			}
+		})
 	}
 }
 
