@@ -1,6 +1,7 @@
 package peers
 
 import (
+	"encoding/binary"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -418,4 +419,63 @@ func TestEachPeerIsAnnounced(t *testing.T) {
 			t.Errorf("%s has ended %d times", name, n)
 		}
 	}
+}
+
+// TestRows: datagrams of one size that follow each other, to and from several peers.
+func TestRows(t *testing.T) {
+	forFamilies(t, func(t *testing.T, fam family) {
+		const n, size = 20, 1000
+		w := newWorld(t, fam, time.Hour)
+		peers := fam.peers(t, 3)
+		to := make([]netip.AddrPort, len(peers))
+		for i, p := range peers {
+			to[i] = w.exchange(p, "x")
+		}
+		text := func(i, j int) string {
+			return fmt.Sprintf("%d %d %s", i, j, strings.Repeat("z", size))[:size]
+		}
+		for range 10 {
+			for i, p := range peers {
+				for j := range n {
+					w.send(p.at, text(i, j))
+				}
+			}
+			for i, p := range peers {
+				for j := range n {
+					p.expect(text(i, j))
+				}
+			}
+			for i, p := range peers {
+				var row []byte
+				for j := range n {
+					row = append(row, text(i, j)...)
+				}
+				segment := make([]byte, unix.CmsgSpace(2)) // UDP_SEGMENT (udp(7))
+				binary.NativeEndian.PutUint64(segment, uint64(unix.CmsgLen(2)))
+				binary.NativeEndian.PutUint32(segment[8:], unix.SOL_UDP)
+				binary.NativeEndian.PutUint32(segment[12:], unix.UDP_SEGMENT)
+				binary.NativeEndian.PutUint16(segment[16:], size)
+				if _, _, err := p.WriteMsgUDPAddrPort(row, segment, to[i]); err != nil {
+					t.Fatal(err)
+				}
+			}
+			next := make([]int, len(peers))
+			for range n * len(peers) {
+				d := w.next()
+				for i, p := range peers {
+					if d.from == p.at {
+						if d.data != text(i, next[i]) {
+							t.Fatalf("peer %d: got %.10q, want number %d", i, d.data, next[i])
+						}
+						next[i]++
+					}
+				}
+			}
+			for i := range next {
+				if next[i] != n {
+					t.Fatalf("%d datagrams of peer %d", next[i], i)
+				}
+			}
+		}
+	})
 }
