@@ -117,13 +117,17 @@ func probe(path string) (fd int, err error) {
 			return -1, fmt.Errorf("setsockopt: %w", err)
 		}
 	}
-	if err := unix.Connect(fd, &unix.SockaddrUnix{Name: path}); err != nil {
+	if err := again(func() error { return unix.Connect(fd, &unix.SockaddrUnix{Name: path}) }); err != nil {
 		return -1, fmt.Errorf("connect: %w", err)
 	}
-	if err := unix.Sendto(fd, questions(), unix.MSG_NOSIGNAL, nil); err != nil {
+	if err := again(func() error { return unix.Sendto(fd, questions(), unix.MSG_NOSIGNAL, nil) }); err != nil {
 		return -1, fmt.Errorf("send: %w", err)
 	}
-	n, _, err := unix.Recvfrom(fd, make([]byte, 1), unix.MSG_PEEK)
+	n := 0
+	err = again(func() (err error) {
+		n, _, err = unix.Recvfrom(fd, make([]byte, 1), unix.MSG_PEEK)
+		return err
+	})
 	if err == nil && n == 0 {
 		err = unix.ECONNRESET
 	}
@@ -137,6 +141,16 @@ func probe(path string) (fd int, err error) {
 		}
 	}
 	return fd, nil
+}
+
+// again calls f until no signal of the runtime interrupts it: calls with a limit are not begun again by
+// the kernel (signal(7)).
+func again(f func() error) error {
+	for {
+		if err := f(); err != unix.EINTR {
+			return err
+		}
+	}
 }
 
 // questions are an ARP request and a neighbour solicitation from nobody for nobody, as the stream

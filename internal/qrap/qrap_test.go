@@ -156,6 +156,7 @@ func TestRunAsksAgain(t *testing.T) {
 			return
 		}
 		defer c.Close()
+		io.ReadFull(c, make([]byte, len(questions())))
 		c.Write([]byte("yes"))
 	}()
 	defer func() { l.Close(); <-done }()
