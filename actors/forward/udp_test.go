@@ -7,6 +7,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"fusilli/config"
 )
 
 // control builds one control message.
@@ -69,4 +71,48 @@ func FuzzDestination(f *testing.F) {
 			t.Errorf("%v out of %d bytes", a, len(b))
 		}
 	})
+}
+
+// TestTapKnowsListenedPorts: the engine is told which UDP ports of the host are listened on, and when they are no
+// more, also of rules that fail.
+func TestTapKnowsListenedPorts(t *testing.T) {
+	p := newPlace(t, nil)
+	know := func(want map[uint16]int) {
+		t.Helper()
+		p.twin.mu.Lock()
+		defer p.twin.mu.Unlock()
+		for port, n := range p.twin.listens {
+			if n != want[port] {
+				t.Errorf("port %d: %d listeners, want %d", port, n, want[port])
+			}
+		}
+		for port, n := range want {
+			if p.twin.listens[port] != n {
+				t.Errorf("port %d: %d listeners, want %d", port, p.twin.listens[port], n)
+			}
+		}
+	}
+	table := parse(t, "-u 7000-7002", "-u 192.0.2.10/7100", "-t 7200").Inbound
+	if _, err := p.Add(config.Inbound, table...); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.Add(config.Outbound, parse(t, "-U 7300").Outbound...); err != nil {
+		t.Fatal(err)
+	}
+	all := map[uint16]int{7000: 1, 7001: 1, 7002: 1, 7100: 1}
+	know(all)
+	taken, err := p.host.ListenPacket("udp", ":7401")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	failing := parse(t, "-u 7400-7402").Inbound
+	if _, err := p.Add(config.Inbound, failing...); err == nil {
+		t.Fatal("a port is listened on twice")
+	}
+	know(all)
+	if err := p.Remove(config.Inbound, table...); err != nil {
+		t.Fatal(err)
+	}
+	know(nil)
 }

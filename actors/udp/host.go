@@ -182,12 +182,14 @@ func (c *conn) fromHost() bool {
 		}
 		faults = 0
 		if first {
-			first = false
 			c.batch++
 		}
 		full := n == in.batch()
 		c.env.Rhythm.Message(c.port, flow.FromHost, c.deliver(in, n))
-		c.port.SetAlarm(c.expiry()) // the stream's time-out may be the shorter one
+		if first {
+			first = false
+			c.port.SetAlarm(c.expiry()) // the stream's time-out may be the shorter one
+		}
 		if !full {
 			c.fresh = false
 			return false // the call has seen the end of the queue
