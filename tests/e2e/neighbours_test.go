@@ -114,6 +114,7 @@ func TestNeighboursOfTheHost(t *testing.T) {
 				t.Errorf("status %d", status)
 			}
 			sources(t, path, second)
+			unasked(t, path, second)
 		})
 	}
 }
