@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -240,6 +241,50 @@ func TestHostWithoutANetwork(t *testing.T) {
 				t.Errorf("links %+v, want lo and a tap", links)
 			}
 		})
+	}
+}
+
+// A namespace on a host without a network reaches the host itself, in both IP versions, and is reached.
+func TestHostWithoutANetworkIsReached(t *testing.T) {
+	t.Parallel()
+	b := newBed(t, defaultBed)
+	if err := b.Host.IP("link set h0 down"); err != nil {
+		t.Fatal(err)
+	}
+	c := attach(t, b, "-q", "--config-net", "-t", "8080", "-T", "none", "-u", "none", "-U", "none", "--no-splice")
+	for from, to := range map[string]string{"169.254.2.2": "127.0.0.1", "fe80::1%tap0": "::1"} {
+		l, err := b.Host.Listen("tcp", net.JoinHostPort(to, "0"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		conn, err := c.target.Dial(patience(t, limit), "tcp", net.JoinHostPort(from, fmt.Sprint(l.Addr().(*net.TCPAddr).Port)))
+		if err != nil {
+			t.Errorf("%s: %v", from, err)
+			continue
+		}
+		conn.Close()
+		// The target's link-local address is known from what it has sent.
+		in, err := c.target.Listen("tcp", "[::]:8080")
+		if err != nil {
+			t.Fatal(err)
+		}
+		back, err := b.Host.Dial(patience(t, limit), "tcp", net.JoinHostPort(to, "8080"))
+		if err != nil {
+			t.Errorf("%s: %v", to, err)
+		} else {
+			in.(*net.TCPListener).SetDeadline(time.Now().Add(limit))
+			peer, err := in.Accept()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := peer.RemoteAddr().(*net.TCPAddr); got.IP.String() != strings.TrimSuffix(from, "%tap0") {
+				t.Errorf("from %v, want %s", got, from)
+			}
+			peer.Close()
+			back.Close()
+		}
+		in.Close()
 	}
 }
 

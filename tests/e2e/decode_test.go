@@ -190,6 +190,9 @@ func TestMessagesAsTsharkReadsThem(t *testing.T) {
 	ask6(4, dhcpv6.MessageTypeConfirm, na("2001:db8::99"))
 	ask6(5, dhcpv6.MessageTypeRebind, na(bed.HostAddr6))
 	ask6(6, dhcpv6.MessageTypeInformationRequest)
+	ta := &dhcpv6.OptIATA{IaId: [4]byte{0, 0, 0, 8}}
+	ta.Options.Add(&dhcpv6.OptIAAddress{IPv6Addr: net.ParseIP("2001:db8::98")})
+	ask6(7, dhcpv6.MessageTypeRequest, server, na(bed.HostAddr6), ta)
 	stop()
 	const ours = "eth.src == 9a:55:9a:55:9a:55 && "
 	if out := decode(t, path, ours+"(_ws.malformed || _ws.expert.severity >= 0x600000 || udp.checksum.status == 0 || icmpv6.checksum.status == 0 || ip.checksum.status == 0)", "frame"); out != "" {
@@ -305,6 +308,8 @@ func TestMessagesAsTsharkReadsThem(t *testing.T) {
 			"Status Code: NotOnLink (4)", "Status Message: Prefix not appropriate for link."}, ourID}},
 		{"rebind", "Reply (7)", "0x000005", [][]string{serverID, address("00000007"), ourID, names("0x00")}},
 		{"information", "Reply (7)", "0x000006", [][]string{serverID, address("00000000"), ourID, names("0x00")}},
+		{"request, a temporary address from elsewhere", "Reply (7)", "0x000007", [][]string{serverID, {"Identity Association for Temporary Address",
+			"IATA: 00000008", "Status Code: NotOnLink (4)", "Status Message: Prefix not appropriate for link."}, ourID}},
 	} {
 		f := reply("Message type: "+tt.kind, "Transaction ID: "+tt.xid)
 		label := "Flow Label: 0x0000" + tt.xid[len(tt.xid)-1:]
