@@ -162,6 +162,7 @@ func spec(cfg *config.Config) process.Spec {
 	t, debug := cfg.Target, cfg.Log.Level >= config.LevelDebug
 	s := process.Spec{
 		Command:          t.Args,
+		Procs:            procs(runtime.NumCPU()),
 		KeepUserNS:       t.UserNS == config.KeepUserNS,
 		HostName:         cfg.Hostname,
 		Foreground:       cfg.Foreground,

@@ -6,6 +6,7 @@ import (
 	"os/exec"
 	"regexp"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -63,12 +64,12 @@ func privileged() bool {
 	return unix.Capget(&h, &d[0]) != nil || d[0].Effective&(1<<unix.CAP_SYS_ADMIN) != 0
 }
 
-var userNSOf = regexp.MustCompile(`^/proc/[0-9]+/ns/user$`)
+var userNSOf = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^/proc/[0-9]+/ns/user$`) })
 
 // rootIn reports whether the user of this process is root in the user namespace path, as far as its
 // name tells whose map to look at.
 func rootIn(path string) bool {
-	if !userNSOf.MatchString(path) {
+	if !userNSOf().MatchString(path) {
 		return false
 	}
 	text, err := os.ReadFile(strings.TrimSuffix(path, "ns/user") + "uid_map")

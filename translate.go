@@ -5,7 +5,6 @@ import (
 	"errors"
 	"io"
 	"net/netip"
-	"runtime"
 	"time"
 
 	"go.uber.org/zap"
@@ -36,7 +35,6 @@ const localRouteWait = 200 * time.Millisecond
 // translate connects the namespace of env as cfg says, and carries its flows until ctx ends or the
 // tap is gone.
 func translate(ctx context.Context, cfg *config.Config, env *process.Env, log *zap.Logger) error {
-	runtime.GOMAXPROCS(procs(runtime.NumCPU()))
 	host, err := autodetect.Detect(detection(cfg))
 	if err != nil {
 		return err

@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"runtime"
+	"strconv"
 	"syscall"
 	"unsafe"
 
@@ -38,6 +39,9 @@ type clone struct {
 	// flags are the CLONE_NEW* of the namespaces to create inside userNS, or 0. A
 	// process in a new PID namespace is its first.
 	flags uintptr
+
+	// procs is how many of its threads run Go code at a time; 0 is Go's choice.
+	procs int
 }
 
 // Steps of the child that can fail, as told to the parent.
@@ -61,35 +65,35 @@ type childReport struct {
 
 // start starts the process and returns when it executes this program. The child is the
 // caller's, who waits for it.
-func (c *clone) start() (*os.Process, error) {
+func (c *clone) start() (pid int, err error) {
 	report, low, err := os.Pipe()
 	if err != nil {
-		return nil, err
+		return 0, err
 	}
 	defer report.Close()
 	reported, err := aboveLink(low)
 	low.Close()
 	if err != nil {
-		return nil, err
+		return 0, err
 	}
 	defer reported.Close()
 	link, err := aboveLink(c.link)
 	if err != nil {
-		return nil, err
+		return 0, err
 	}
 	defer link.Close()
 
 	p, err := c.prepare(link, reported)
 	if err != nil {
-		return nil, err
+		return 0, err
 	}
 	syscall.ForkLock.Lock()
-	pid, errno := cloneExec(p)
+	first, errno := cloneExec(p)
 	syscall.ForkLock.Unlock()
 	runtime.KeepAlive(c)
 	reported.Close()
 	if errno != 0 {
-		return nil, fmt.Errorf("clone: %w", errno)
+		return 0, fmt.Errorf("clone: %w", errno)
 	}
 
 	// One report comes from each process that does not get to execute a program;
@@ -109,18 +113,18 @@ func (c *clone) start() (*os.Process, error) {
 		}
 	}
 	if r.pid != 0 || r.errno != 0 {
-		reap(int(pid))
+		reap(int(first))
 	}
 	if r.errno != 0 {
 		if r.pid != 0 {
 			reap(int(r.pid))
 		}
-		return nil, c.failure(r)
+		return 0, c.failure(r)
 	}
 	if r.pid != 0 {
-		pid = r.pid
+		first = r.pid
 	}
-	return os.FindProcess(int(pid))
+	return int(first), nil
 }
 
 func reap(pid int) {
@@ -188,7 +192,7 @@ func (c *clone) prepare(link, reported *os.File) (*prepared, error) {
 	if p.argv, err = syscall.SlicePtrFromStrings(os.Args); err != nil {
 		return nil, err
 	}
-	if p.envv, err = syscall.SlicePtrFromStrings(translatorEnviron()); err != nil {
+	if p.envv, err = syscall.SlicePtrFromStrings(c.environ()); err != nil {
 		return nil, err
 	}
 	if c.user != nil {
@@ -204,9 +208,13 @@ func (c *clone) prepare(link, reported *os.File) (*prepared, error) {
 // and what switches of Go's runtime a developer sets.
 var translatorVariables = []string{"TZ", "GORACE", "GOTRACEBACK", "GOCOVERDIR", FilterVariable}
 
-// translatorEnviron is the environment of a translator, which has no use for its caller's.
-func translatorEnviron() []string {
+// environ is the environment of a translator, which has no use for its caller's.
+func (c *clone) environ() []string {
 	env := []string{StageVariable + "=1"}
+	if c.procs > 0 {
+		// To change it when the program runs is to stop it, which takes 1 ms or more.
+		env = append(env, "GOMAXPROCS="+strconv.Itoa(c.procs))
+	}
 	for _, name := range translatorVariables {
 		if value, ok := os.LookupEnv(name); ok {
 			env = append(env, name+"="+value)

@@ -25,7 +25,7 @@ type holder struct {
 	userNS  *os.File
 	private bool    // in a user namespace of its own
 	stage   uintptr // the last one it has ended
-	pid     uintptr // of a successor, once it has told
+	next    uintptr // PID of its successor, once it has told
 	missed  furnishing
 }
 
@@ -107,20 +107,16 @@ func (l *launcher) startHolder(userNS *os.File) error {
 	}
 	if userNS != nil {
 		// Its successor is ours, too, and may be the first to tell something.
-		for h.pid == 0 && err == nil {
+		for h.next == 0 && err == nil {
 			err = h.receive(int(ours.Fd()), 0)
 		}
 		reap(int(pid))
 		if err != nil {
 			return err
 		}
-		pid = h.pid
+		pid = h.next
 	}
-	process, err := os.FindProcess(int(pid))
-	if err != nil {
-		return err
-	}
-	h.child = newChild(process, ours)
+	h.child = &child{pid: int(pid), link: ours}
 	l.holder = h
 	return nil
 }
@@ -158,7 +154,7 @@ func (h *holder) receive(link, flags int) error {
 	case r.errno != 0:
 		return h.failure(r.stage, r.errno)
 	case r.pid != 0:
-		h.pid = r.pid
+		h.next = r.pid
 		return nil
 	}
 	h.stage, h.missed = r.stage, r.missed

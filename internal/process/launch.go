@@ -37,6 +37,9 @@ func Launch(start *Start, spec Spec, log *zap.Logger) (int, error) {
 	defer l.close()
 
 	err := l.begin()
+	if err == nil {
+		err = l.watch()
+	}
 	if err == nil && !spec.Renounce {
 		err = l.confine()
 	}
@@ -65,20 +68,28 @@ type launcher struct {
 
 // child is a process we started and must wait for.
 type child struct {
-	process *os.Process
-	link    *os.File      // our end
+	pid  int
+	link *os.File // our end
+
+	process *os.Process   // once it is watched
 	done    chan struct{} // closed when it has ended, after state is set
 	state   *os.ProcessState
 	err     error
 }
 
-func newChild(p *os.Process, link *os.File) *child {
-	c := &child{process: p, link: link, done: make(chan struct{})}
+// watch has done closed when the child has ended. The first os.Process of a program takes 2 ms, so this
+// is for later than its start.
+func (c *child) watch() error {
+	p, err := os.FindProcess(c.pid)
+	if err != nil {
+		return err
+	}
+	c.process, c.done = p, make(chan struct{})
 	go func() {
 		defer close(c.done)
 		c.state, c.err = p.Wait()
 	}()
-	return c
+	return nil
 }
 
 // status is the exit status of an ended child, as a shell has it.
@@ -96,6 +107,11 @@ func (c *child) status() int {
 // kill ends a child at once and waits for it.
 func (c *child) kill() {
 	if c == nil {
+		return
+	}
+	if c.process == nil {
+		unix.Kill(c.pid, unix.SIGKILL)
+		reap(c.pid)
 		return
 	}
 	c.process.Kill() // fails only if it has ended
@@ -124,6 +140,16 @@ func (l *launcher) abandon() {
 		l.holder.kill()
 	}
 	l.translator.kill()
+}
+
+// watch watches the processes that were started.
+func (l *launcher) watch() error {
+	if l.holder != nil {
+		if err := l.holder.watch(); err != nil {
+			return err
+		}
+	}
+	return l.translator.watch()
 }
 
 func (l *launcher) close() {
@@ -180,7 +206,7 @@ func (l *launcher) beginCommand() error {
 
 // join starts the translator, and has it join the namespaces that the holder is creating.
 func (l *launcher) join(userNS *os.File) error {
-	pid := l.holder.process.Pid
+	pid := l.holder.pid
 	if l.holder.private {
 		err := l.holder.await(stageMaps)
 		if err != nil {
@@ -315,7 +341,7 @@ func (l *launcher) startTranslator(userNS *os.File) error {
 	}
 	defer theirs.Close()
 	l.keep(ours)
-	c := &clone{link: theirs, userNS: userNS, flags: sandboxNamespaces}
+	c := &clone{link: theirs, userNS: userNS, flags: sandboxNamespaces, procs: l.spec.Procs}
 	c.newUser = l.spec.Alone && userNS == nil && !l.spec.KeepUserNS
 	if !l.spec.stays() {
 		c.flags |= unix.CLONE_NEWPID
@@ -323,11 +349,11 @@ func (l *launcher) startTranslator(userNS *os.File) error {
 	if l.change {
 		c.user = &l.user
 	}
-	p, err := c.start()
+	pid, err := c.start()
 	if err != nil {
 		return err
 	}
-	l.translator = newChild(p, ours)
+	l.translator = &child{pid: pid, link: ours}
 	return nil
 }
 
@@ -391,9 +417,9 @@ func (l *launcher) supervise() (int, error) {
 // confine leaves the launcher with the system calls it needs to wait for its processes, which run
 // already and are untouched by that.
 func (l *launcher) confine() error {
-	pids := []int{l.translator.process.Pid}
+	pids := []int{l.translator.pid}
 	if l.holder != nil {
-		pids = append(pids, l.holder.process.Pid)
+		pids = append(pids, l.holder.pid)
 	}
 	calls, err := sandbox.Wait(l.spec.mode(), l.spec.Filter, pids...)
 	if err != nil {
@@ -430,7 +456,7 @@ func (l *launcher) answered(a answer) error {
 		return Failf("Translator ended before it was ready, with status %d", l.translator.status())
 	}
 	if l.pidFile != nil {
-		pid := l.translator.process.Pid
+		pid := l.translator.pid
 		if l.spec.stays() {
 			pid = os.Getpid()
 		}

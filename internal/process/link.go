@@ -1,12 +1,11 @@
 package process
 
 import (
-	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"strconv"
 	"strings"
 	"time"
 
@@ -41,11 +40,24 @@ const (
 )
 
 // hello is the first message a launcher sends to a process it starts. Descriptors travel
-// beside it, in the order of FDs.
+// beside it, in the order of FDs. As a text it is a line for each of the fields, and for each name.
 type hello struct {
 	Role   Role
 	Origin int64 // start of the launcher, CLOCK_MONOTONIC, ns
 	FDs    []string
+}
+
+func (h *hello) text() string {
+	return strings.Join(append([]string{string(h.Role), strconv.FormatInt(h.Origin, 10)}, h.FDs...), "\n")
+}
+
+func parseHello(text string) (hello, error) {
+	lines := strings.Split(text, "\n")
+	if len(lines) < 2 || Role(lines[0]) != Translator {
+		return hello{}, errors.New("not a greeting")
+	}
+	origin, err := strconv.ParseInt(lines[1], 10, 64)
+	return hello{Role: Translator, Origin: origin, FDs: lines[2:]}, err
 }
 
 // Names of descriptors in hello.FDs.
@@ -91,10 +103,6 @@ func sendHello(link *os.File, h hello, files ...*os.File) error {
 	for _, f := range files {
 		h.FDs = append(h.FDs, f.Name())
 	}
-	text, err := json.Marshal(h)
-	if err != nil {
-		return err
-	}
 	var rights []byte
 	if len(files) > 0 {
 		fds := make([]int, len(files))
@@ -103,7 +111,7 @@ func sendHello(link *os.File, h hello, files ...*os.File) error {
 		}
 		rights = unix.UnixRights(fds...)
 	}
-	if err := unix.Sendmsg(int(link.Fd()), text, rights, nil, unix.MSG_NOSIGNAL); err != nil {
+	if err := unix.Sendmsg(int(link.Fd()), []byte(h.text()), rights, nil, unix.MSG_NOSIGNAL); err != nil {
 		return fmt.Errorf("send to the new process: %w", err)
 	}
 	return nil
@@ -122,9 +130,7 @@ func receiveHello(link int) (hello, map[string]int, error) {
 	if err != nil {
 		return h, nil, err
 	}
-	d := json.NewDecoder(bytes.NewReader(text[:n]))
-	d.DisallowUnknownFields()
-	if err := d.Decode(&h); err != nil {
+	if h, err = parseHello(string(text[:n])); err != nil {
 		return h, nil, err
 	}
 	if len(h.FDs) != len(fds) {

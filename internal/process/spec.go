@@ -67,6 +67,9 @@ type Spec struct {
 	// are not open when it is ready.
 	LatePorts bool
 
+	// Procs is how many threads of the translator run Go code at a time; 0 is Go's choice.
+	Procs int
+
 	// ChrootFallback makes do with chroot(2) where pivot_root(2) is refused.
 	ChrootFallback bool
 

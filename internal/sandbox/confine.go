@@ -90,8 +90,8 @@ func Confine(o Options) (InForce, error) {
 	if f.Filter == Off {
 		return f, nil
 	}
-	f.Calls = count(o.Mode, Carrying)
-	return f, filter(o.Mode, Carrying, f.Filter)
+	f.Calls, err = filter(o.Mode, Carrying, f.Filter)
+	return f, err
 }
 
 // Start has the translator that this process is, which has promised to take no new privileges, make
@@ -118,7 +118,7 @@ func phase(mode Mode, phase Phase, action Action, children ...int) (int, error) 
 	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
 		return 0, fmt.Errorf("set no_new_privs: %w", err)
 	}
-	return count(mode, phase), filter(mode, phase, action, children...)
+	return filter(mode, phase, action, children...)
 }
 
 // iscgo reports whether the program is linked with a C library.

@@ -68,76 +68,73 @@ func (p *pids) of(w who) []uint32 {
 	return values
 }
 
-// program makes the filter of a mode and phase. Its size is the number of instructions, of which the
-// kernel takes 4096.
-func program(mode Mode, phase Phase, action Action, who pids) []unix.SockFilter {
-	return assemble(list(mode, phase), auditArch, foreignCalls, action, who)
-}
-
 // assemble makes the filter that allows calls on an architecture. Numbers from foreign on are calls
-// of another kind; 0: there are none.
+// of another kind; 0: there are none. Its size is the number of instructions, of which the
+// kernel takes 4096.
 func assemble(calls []*call, arch, foreign uint32, action Action, who pids) []unix.SockFilter {
 	other := action.ret()
 	// An alien architecture has other numbers: it is not even logged only.
-	p := []unix.SockFilter{
+	p := append(make([]unix.SockFilter, 0, 512),
 		load(offArch),
 		jumpIf(unix.BPF_JEQ, arch, 1, 0),
 		ret(unix.SECCOMP_RET_KILL_PROCESS),
 		load(offNr),
-	}
+	)
 	if foreign != 0 {
 		p = append(p, jumpIf(unix.BPF_JGE, foreign, 0, 1), ret(unix.SECCOMP_RET_KILL_PROCESS))
 	}
 	for _, c := range calls {
-		p = append(p, c.compile(other, &who)...)
+		p = c.compile(p, other, &who)
 	}
 	return append(p, ret(other))
 }
 
-// compile makes the code for one call. It begins and, if it is another call, ends with the number
-// of the call in the accumulator.
-func (c *call) compile(other uint32, who *pids) []unix.SockFilter {
-	body := []unix.SockFilter{}
+// compile appends the code for one call to p. It begins and, if it is another call, ends with the
+// number of the call in the accumulator.
+func (c *call) compile(p []unix.SockFilter, other uint32, who *pids) []unix.SockFilter {
+	head := len(p)
+	p = append(p, jumpIf(unix.BPF_JEQ, c.nr, 0, 0))
 	for _, r := range c.rules {
-		body = append(body, r.compile(who)...)
+		p = r.compile(p, who)
 	}
 	if len(c.rules) == 0 {
-		body = append(body, ret(unix.SECCOMP_RET_ALLOW))
+		p = append(p, ret(unix.SECCOMP_RET_ALLOW))
 	} else {
-		body = append(body, ret(other))
+		p = append(p, ret(other))
 	}
-	return append([]unix.SockFilter{jumpIf(unix.BPF_JEQ, c.nr, 0, distance(len(body)))}, body...)
+	p[head].Jf = distance(len(p) - head - 1)
+	return p
 }
 
-// compile makes code that allows the call if all conditions hold, else goes on behind itself.
-func (r rule) compile(who *pids) []unix.SockFilter {
-	code := []unix.SockFilter{ret(unix.SECCOMP_RET_ALLOW)}
-	for i := len(r) - 1; i >= 0; i-- { // backwards: what follows is known
-		code = append(r[i].compile(who, len(code)), code...)
+// compile appends code that allows the call if all conditions hold, else goes on behind itself.
+func (r rule) compile(p []unix.SockFilter, who *pids) []unix.SockFilter {
+	ends := make([]int, 0, 6) // there are no more arguments to look at
+	for _, c := range r {
+		p = c.compile(p, who)
+		ends = append(ends, len(p))
 	}
-	return code
+	p = append(p, ret(unix.SECCOMP_RET_ALLOW))
+	for _, end := range ends {
+		p[end-1].Jf = distance(len(p) - end)
+	}
+	return p
 }
 
-// compile makes code that goes on behind itself if the condition holds, else skips rest more
-// instructions.
-func (c cond) compile(who *pids, rest int) []unix.SockFilter {
-	code := []unix.SockFilter{load(offArgs + 8*c.arg)}
+// compile appends code that goes on behind itself if the condition holds. Where its last instruction,
+// a jump, goes if not is yet to be said.
+func (c cond) compile(p []unix.SockFilter, who *pids) []unix.SockFilter {
+	p = append(p, load(offArgs+8*c.arg))
 	if c.mask != ^uint32(0) {
-		code = append(code, unix.SockFilter{Code: unix.BPF_ALU | unix.BPF_AND | unix.BPF_K, K: c.mask})
+		p = append(p, unix.SockFilter{Code: unix.BPF_ALU | unix.BPF_AND | unix.BPF_K, K: c.mask})
 	}
 	values := c.values
 	if c.who != nobody {
 		values = who.of(c.who)
 	}
 	for i, v := range values {
-		left := len(values) - 1 - i // comparisons behind this one
-		no := 0
-		if left == 0 {
-			no = rest
-		}
-		code = append(code, jumpIf(unix.BPF_JEQ, v, distance(left), distance(no)))
+		p = append(p, jumpIf(unix.BPF_JEQ, v, distance(len(values)-1-i), 0))
 	}
-	return code
+	return p
 }
 
 func load(offset uint32) unix.SockFilter {
@@ -160,18 +157,20 @@ func distance(n int) uint8 {
 	return uint8(n)
 }
 
-// filter puts the filter in force on every thread. no_new_privs must be set.
-func filter(mode Mode, phase Phase, action Action, children ...int) error {
-	code := program(mode, phase, action, pids{os.Getpid(), children})
+// filter puts the filter in force on every thread, and returns how many calls it allows. no_new_privs
+// must be set.
+func filter(mode Mode, phase Phase, action Action, children ...int) (int, error) {
+	calls := list(mode, phase)
+	code := assemble(calls, auditArch, foreignCalls, action, pids{os.Getpid(), children})
 	prog := unix.SockFprog{Len: uint16(len(code)), Filter: &code[0]}
 	tid, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER,
 		unix.SECCOMP_FILTER_FLAG_TSYNC, uintptr(unsafe.Pointer(&prog)))
 	runtime.KeepAlive(code)
 	switch {
 	case errno != 0:
-		return &stepError{"Failed to set the system call filter", errno}
+		return 0, &stepError{"Failed to set the system call filter", errno}
 	case tid != 0:
-		return fmt.Errorf("thread %d does not take the system call filter", tid)
+		return 0, fmt.Errorf("thread %d does not take the system call filter", tid)
 	}
-	return nil
+	return len(calls), nil
 }

@@ -23,6 +23,14 @@ const testPID = 4711
 
 var testPIDs = pids{testPID, []int{4712, 4713}}
 
+// program is the filter of a mode and phase.
+func program(mode Mode, phase Phase, action Action, who pids) []unix.SockFilter {
+	return assemble(list(mode, phase), auditArch, foreignCalls, action, who)
+}
+
+// count is how many calls that are.
+func count(mode Mode, phase Phase) int { return len(list(mode, phase)) }
+
 func newMachine(t *testing.T, mode Mode, phase Phase) *machine {
 	t.Helper()
 	return machineOf(t, program(mode, phase, deny, testPIDs))
@@ -289,6 +297,7 @@ func TestTable(t *testing.T) {
 	}
 	twice := make(map[entry]bool)
 	ready := make(map[string]bool)
+	calls := calls()
 	for i := range calls {
 		c := &calls[i]
 		if nr, ok := known.SyscallNames[c.name]; !ok || uint32(nr) != c.nr {
@@ -371,6 +380,7 @@ arm64 there is no poll. The file is written from the table in internal/sandbox/t
 | System call | Mode | Phase | What for | Arguments |
 |---|---|---|---|---|
 `)
+	calls := calls()
 	for i := range calls {
 		c := &calls[i]
 		mode, only := "both", c.only

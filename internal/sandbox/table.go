@@ -3,6 +3,7 @@ package sandbox
 import (
 	"slices"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -109,106 +110,110 @@ const threadFlags = unix.CLONE_VM | unix.CLONE_FS | unix.CLONE_FILES | unix.CLON
 //
 // Calls with conditions come first: the kernel remembers which calls are allowed in any case and
 // does not run the filter for them (Linux 5.11), so that the order matters to the others alone.
-var calls = slices.Concat(startCalls, []call{
-	// Sockets.
-	{"setsockopt", unix.SYS_SETSOCKOPT, both, carry, "buffers, timing and error reports of a flow's socket", []rule{
-		{is(1, unix.SOL_SOCKET), is(2, unix.SO_PEEK_OFF, unix.SO_RCVLOWAT, unix.SO_LINGER, unix.SO_KEEPALIVE,
-			unix.SO_REUSEADDR, unix.SO_REUSEPORT, unix.SO_SNDBUF, unix.SO_RCVBUF, unix.SO_BINDTODEVICE,
-			unix.SO_OOBINLINE, unix.SO_TIMESTAMP, unix.SO_RXQ_OVFL, unix.SO_BUSY_POLL)},
-		{is(1, unix.SOL_TCP), is(2, unix.TCP_NODELAY, unix.TCP_QUICKACK, unix.TCP_MAXSEG, unix.TCP_KEEPIDLE,
-			unix.TCP_KEEPINTVL, unix.TCP_KEEPCNT, unix.TCP_USER_TIMEOUT, unix.TCP_WINDOW_CLAMP,
-			unix.TCP_SYNCNT, unix.TCP_NOTSENT_LOWAT, unix.TCP_CORK, unix.TCP_LINGER2, unix.TCP_DEFER_ACCEPT)},
-		{is(1, unix.SOL_UDP), is(2, unix.UDP_GRO, unix.UDP_SEGMENT)},
-		{is(1, unix.SOL_IP), is(2, unix.IP_TOS, unix.IP_TTL, unix.IP_RECVERR, unix.IP_FREEBIND, unix.IP_PKTINFO,
-			unix.IP_MTU_DISCOVER, unix.IP_RECVTTL, unix.IP_RECVTOS, unix.IP_MULTICAST_TTL, unix.IP_MULTICAST_LOOP,
-			unix.IP_MULTICAST_ALL, unix.IP_BIND_ADDRESS_NO_PORT, unix.IP_UNICAST_IF, unix.IP_MULTICAST_IF)},
-		{is(1, unix.SOL_IPV6), is(2, unix.IPV6_V6ONLY, unix.IPV6_UNICAST_HOPS, unix.IPV6_RECVERR, unix.IPV6_FREEBIND,
-			unix.IPV6_RECVPKTINFO, unix.IPV6_PKTINFO, unix.IPV6_TCLASS, unix.IPV6_MTU_DISCOVER, unix.IPV6_RECVHOPLIMIT,
-			unix.IPV6_RECVTCLASS, unix.IPV6_MULTICAST_HOPS, unix.IPV6_MULTICAST_LOOP, unix.IPV6_MULTICAST_ALL,
-			unix.IPV6_UNICAST_IF, unix.IPV6_MULTICAST_IF, unix.IPV6_DONTFRAG)},
-	}, "named options of sockets, TCP, UDP, IP and IPv6; no socket filters, no netfilter, no upper layer protocols"},
-	{"socket", unix.SYS_SOCKET, both, carry, "a flow's socket", []rule{
-		{is(0, unix.AF_INET, unix.AF_INET6), under(1, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, unix.SOCK_STREAM, unix.SOCK_DGRAM),
-			is(2, 0, unix.IPPROTO_TCP, unix.IPPROTO_UDP, unix.IPPROTO_ICMP, unix.IPPROTO_ICMPV6)},
-	}, "IPv4 and IPv6 streams and datagrams, for TCP, UDP and ping"},
-	{"fcntl", unix.SYS_FCNTL, both, always, "copies of descriptors, non-blocking mode, size of a pipe, lock of the log file", []rule{
-		{is(1, unix.F_GETFL, unix.F_SETFL, unix.F_GETFD, unix.F_DUPFD_CLOEXEC, unix.F_SETPIPE_SZ, unix.F_GETPIPE_SZ,
-			unix.F_SETLK, unix.F_SETLKW)},
-		{is(1, unix.F_SETFD), is(2, unix.FD_CLOEXEC)},
-	}, "these; close-on-exec can be set, not unset"},
-	{"accept4", unix.SYS_ACCEPT4, both, carry, "connections to listening sockets", []rule{
-		{within(3, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)},
-	}, "no flags but SOCK_NONBLOCK and SOCK_CLOEXEC"},
+//
+// It is made when it is first needed: a launcher has other things to do before.
+var calls = sync.OnceValue(func() []call {
+	return slices.Concat(startCalls(), []call{
+		// Sockets.
+		{"setsockopt", unix.SYS_SETSOCKOPT, both, carry, "buffers, timing and error reports of a flow's socket", []rule{
+			{is(1, unix.SOL_SOCKET), is(2, unix.SO_PEEK_OFF, unix.SO_RCVLOWAT, unix.SO_LINGER, unix.SO_KEEPALIVE,
+				unix.SO_REUSEADDR, unix.SO_REUSEPORT, unix.SO_SNDBUF, unix.SO_RCVBUF, unix.SO_BINDTODEVICE,
+				unix.SO_OOBINLINE, unix.SO_TIMESTAMP, unix.SO_RXQ_OVFL, unix.SO_BUSY_POLL)},
+			{is(1, unix.SOL_TCP), is(2, unix.TCP_NODELAY, unix.TCP_QUICKACK, unix.TCP_MAXSEG, unix.TCP_KEEPIDLE,
+				unix.TCP_KEEPINTVL, unix.TCP_KEEPCNT, unix.TCP_USER_TIMEOUT, unix.TCP_WINDOW_CLAMP,
+				unix.TCP_SYNCNT, unix.TCP_NOTSENT_LOWAT, unix.TCP_CORK, unix.TCP_LINGER2, unix.TCP_DEFER_ACCEPT)},
+			{is(1, unix.SOL_UDP), is(2, unix.UDP_GRO, unix.UDP_SEGMENT)},
+			{is(1, unix.SOL_IP), is(2, unix.IP_TOS, unix.IP_TTL, unix.IP_RECVERR, unix.IP_FREEBIND, unix.IP_PKTINFO,
+				unix.IP_MTU_DISCOVER, unix.IP_RECVTTL, unix.IP_RECVTOS, unix.IP_MULTICAST_TTL, unix.IP_MULTICAST_LOOP,
+				unix.IP_MULTICAST_ALL, unix.IP_BIND_ADDRESS_NO_PORT, unix.IP_UNICAST_IF, unix.IP_MULTICAST_IF)},
+			{is(1, unix.SOL_IPV6), is(2, unix.IPV6_V6ONLY, unix.IPV6_UNICAST_HOPS, unix.IPV6_RECVERR, unix.IPV6_FREEBIND,
+				unix.IPV6_RECVPKTINFO, unix.IPV6_PKTINFO, unix.IPV6_TCLASS, unix.IPV6_MTU_DISCOVER, unix.IPV6_RECVHOPLIMIT,
+				unix.IPV6_RECVTCLASS, unix.IPV6_MULTICAST_HOPS, unix.IPV6_MULTICAST_LOOP, unix.IPV6_MULTICAST_ALL,
+				unix.IPV6_UNICAST_IF, unix.IPV6_MULTICAST_IF, unix.IPV6_DONTFRAG)},
+		}, "named options of sockets, TCP, UDP, IP and IPv6; no socket filters, no netfilter, no upper layer protocols"},
+		{"socket", unix.SYS_SOCKET, both, carry, "a flow's socket", []rule{
+			{is(0, unix.AF_INET, unix.AF_INET6), under(1, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, unix.SOCK_STREAM, unix.SOCK_DGRAM),
+				is(2, 0, unix.IPPROTO_TCP, unix.IPPROTO_UDP, unix.IPPROTO_ICMP, unix.IPPROTO_ICMPV6)},
+		}, "IPv4 and IPv6 streams and datagrams, for TCP, UDP and ping"},
+		{"fcntl", unix.SYS_FCNTL, both, always, "copies of descriptors, non-blocking mode, size of a pipe, lock of the log file", []rule{
+			{is(1, unix.F_GETFL, unix.F_SETFL, unix.F_GETFD, unix.F_DUPFD_CLOEXEC, unix.F_SETPIPE_SZ, unix.F_GETPIPE_SZ,
+				unix.F_SETLK, unix.F_SETLKW)},
+			{is(1, unix.F_SETFD), is(2, unix.FD_CLOEXEC)},
+		}, "these; close-on-exec can be set, not unset"},
+		{"accept4", unix.SYS_ACCEPT4, both, carry, "connections to listening sockets", []rule{
+			{within(3, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)},
+		}, "no flags but SOCK_NONBLOCK and SOCK_CLOEXEC"},
 
-	// Go's runtime.
-	{"mmap", unix.SYS_MMAP, both, always, "runtime: memory", []rule{
-		{within(2, unix.PROT_READ|unix.PROT_WRITE), under(3, unix.MAP_FIXED, unix.MAP_ANON|unix.MAP_PRIVATE)},
-	}, "private anonymous memory that is not executable"},
-	{"clone", unix.SYS_CLONE, both, always, "runtime: threads", []rule{
-		{under(0, unix.CLONE_SETTLS, threadFlags)},
-	}, "exactly the flags of a thread: no process, no namespace"},
-	{"tgkill", unix.SYS_TGKILL, both, always, "runtime: preempt a goroutine, die of a signal", []rule{
-		{isPID(0, self)},
-	}, "threads of the process itself"},
-},
-	moreCalls, // those of the architecture
-	[]call{
-		{"pipe2", unix.SYS_PIPE2, Pasta, carry, "splice: a pipe for each direction of a connection", []rule{
-			{is(1, unix.O_NONBLOCK|unix.O_CLOEXEC)},
-		}, "non-blocking and close-on-exec"},
-		{"ioctl", unix.SYS_IOCTL, both, carry, "unread and unsent bytes of a socket; leave a tap behind for its namespace to remove", []rule{
-			{is(1, unix.SIOCINQ, unix.SIOCOUTQ, siocOutQNSD, unix.TUNSETPERSIST)},
-		}, "SIOCINQ, SIOCOUTQ, SIOCOUTQNSD, TUNSETPERSIST"},
+		// Go's runtime.
+		{"mmap", unix.SYS_MMAP, both, always, "runtime: memory", []rule{
+			{within(2, unix.PROT_READ|unix.PROT_WRITE), under(3, unix.MAP_FIXED, unix.MAP_ANON|unix.MAP_PRIVATE)},
+		}, "private anonymous memory that is not executable"},
+		{"clone", unix.SYS_CLONE, both, always, "runtime: threads", []rule{
+			{under(0, unix.CLONE_SETTLS, threadFlags)},
+		}, "exactly the flags of a thread: no process, no namespace"},
+		{"tgkill", unix.SYS_TGKILL, both, always, "runtime: preempt a goroutine, die of a signal", []rule{
+			{isPID(0, self)},
+		}, "threads of the process itself"},
+	},
+		moreCalls(), // those of the architecture
+		[]call{
+			{"pipe2", unix.SYS_PIPE2, Pasta, carry, "splice: a pipe for each direction of a connection", []rule{
+				{is(1, unix.O_NONBLOCK|unix.O_CLOEXEC)},
+			}, "non-blocking and close-on-exec"},
+			{"ioctl", unix.SYS_IOCTL, both, carry, "unread and unsent bytes of a socket; leave a tap behind for its namespace to remove", []rule{
+				{is(1, unix.SIOCINQ, unix.SIOCOUTQ, siocOutQNSD, unix.TUNSETPERSIST)},
+			}, "SIOCINQ, SIOCOUTQ, SIOCOUTQNSD, TUNSETPERSIST"},
 
-		{name: "connect", nr: unix.SYS_CONNECT, modes: both, phases: carry, why: "a flow's socket"},
-		{name: "bind", nr: unix.SYS_BIND, modes: both, phases: carry, why: "addresses of flows, ports that appear while we run"},
-		{name: "listen", nr: unix.SYS_LISTEN, modes: both, phases: carry, why: "ports that appear while we run"},
-		{name: "shutdown", nr: unix.SYS_SHUTDOWN, modes: both, phases: carry, why: "pass the end of one direction on"},
-		{name: "getsockname", nr: unix.SYS_GETSOCKNAME, modes: both, phases: carry, why: "address and port the kernel chose"},
-		{name: "getpeername", nr: unix.SYS_GETPEERNAME, modes: both, phases: carry, why: "who has connected"},
-		{name: "getsockopt", nr: unix.SYS_GETSOCKOPT, modes: both, phases: always, why: "errors, state of a TCP connection, free buffer, credentials of a peer"},
-		{name: "sendto", nr: unix.SYS_SENDTO, modes: both, phases: always, why: "data of flows, system log, requests over netlink, answer to the launcher"},
-		{name: "recvfrom", nr: unix.SYS_RECVFROM, modes: both, phases: carry, why: "data of flows"},
-		{name: "sendmsg", nr: unix.SYS_SENDMSG, modes: both, phases: always, why: "data of flows in several pieces, answer to the launcher"},
-		{name: "recvmsg", nr: unix.SYS_RECVMSG, modes: both, phases: always, why: "data of flows into several pieces, ICMP errors, netlink"},
-		{name: "sendmmsg", nr: unix.SYS_SENDMMSG, modes: both, phases: carry, why: "many datagrams at once"},
-		{name: "recvmmsg", nr: unix.SYS_RECVMMSG, modes: both, phases: carry, why: "many datagrams at once"},
-		{name: "splice", nr: unix.SYS_SPLICE, modes: Pasta, phases: carry, why: "splice: data from socket to socket through a pipe"},
+			{name: "connect", nr: unix.SYS_CONNECT, modes: both, phases: carry, why: "a flow's socket"},
+			{name: "bind", nr: unix.SYS_BIND, modes: both, phases: carry, why: "addresses of flows, ports that appear while we run"},
+			{name: "listen", nr: unix.SYS_LISTEN, modes: both, phases: carry, why: "ports that appear while we run"},
+			{name: "shutdown", nr: unix.SYS_SHUTDOWN, modes: both, phases: carry, why: "pass the end of one direction on"},
+			{name: "getsockname", nr: unix.SYS_GETSOCKNAME, modes: both, phases: carry, why: "address and port the kernel chose"},
+			{name: "getpeername", nr: unix.SYS_GETPEERNAME, modes: both, phases: carry, why: "who has connected"},
+			{name: "getsockopt", nr: unix.SYS_GETSOCKOPT, modes: both, phases: always, why: "errors, state of a TCP connection, free buffer, credentials of a peer"},
+			{name: "sendto", nr: unix.SYS_SENDTO, modes: both, phases: always, why: "data of flows, system log, requests over netlink, answer to the launcher"},
+			{name: "recvfrom", nr: unix.SYS_RECVFROM, modes: both, phases: carry, why: "data of flows"},
+			{name: "sendmsg", nr: unix.SYS_SENDMSG, modes: both, phases: always, why: "data of flows in several pieces, answer to the launcher"},
+			{name: "recvmsg", nr: unix.SYS_RECVMSG, modes: both, phases: always, why: "data of flows into several pieces, ICMP errors, netlink"},
+			{name: "sendmmsg", nr: unix.SYS_SENDMMSG, modes: both, phases: carry, why: "many datagrams at once"},
+			{name: "recvmmsg", nr: unix.SYS_RECVMMSG, modes: both, phases: carry, why: "many datagrams at once"},
+			{name: "splice", nr: unix.SYS_SPLICE, modes: Pasta, phases: carry, why: "splice: data from socket to socket through a pipe"},
 
-		{name: "read", nr: unix.SYS_READ, modes: both, phases: always, why: "tap, links, watches, runtime's wake-ups"},
-		{name: "write", nr: unix.SYS_WRITE, modes: both, phases: always, why: "tap, log, capture, runtime's wake-ups"},
-		{name: "readv", nr: unix.SYS_READV, modes: both, phases: carry, why: "frames into several pieces"},
-		{name: "writev", nr: unix.SYS_WRITEV, modes: both, phases: always, why: "frames and capture in several pieces"},
-		{name: "close", nr: unix.SYS_CLOSE, modes: both, phases: always, why: "every descriptor"},
-		{name: "lseek", nr: unix.SYS_LSEEK, modes: both, phases: always, why: "length of the log, tables of bound ports"},
-		{name: "pread64", nr: unix.SYS_PREAD64, modes: both, phases: always, why: "log file: find where to cut"},
-		{name: "pwrite64", nr: unix.SYS_PWRITE64, modes: both, phases: always, why: "log file: add a line, cut"},
-		{name: "fallocate", nr: unix.SYS_FALLOCATE, modes: both, phases: always, why: "log file: cut the oldest part out"},
-		{name: "ftruncate", nr: unix.SYS_FTRUNCATE, modes: both, phases: always, why: "log file: cut"},
-		{name: "fstat", nr: unix.SYS_FSTAT, modes: both, phases: always, why: "log and capture file: size and block size"},
-		{name: "fsync", nr: unix.SYS_FSYNC, modes: both, phases: always, why: "log and capture file at the end"},
+			{name: "read", nr: unix.SYS_READ, modes: both, phases: always, why: "tap, links, watches, runtime's wake-ups"},
+			{name: "write", nr: unix.SYS_WRITE, modes: both, phases: always, why: "tap, log, capture, runtime's wake-ups"},
+			{name: "readv", nr: unix.SYS_READV, modes: both, phases: carry, why: "frames into several pieces"},
+			{name: "writev", nr: unix.SYS_WRITEV, modes: both, phases: always, why: "frames and capture in several pieces"},
+			{name: "close", nr: unix.SYS_CLOSE, modes: both, phases: always, why: "every descriptor"},
+			{name: "lseek", nr: unix.SYS_LSEEK, modes: both, phases: always, why: "length of the log, tables of bound ports"},
+			{name: "pread64", nr: unix.SYS_PREAD64, modes: both, phases: always, why: "log file: find where to cut"},
+			{name: "pwrite64", nr: unix.SYS_PWRITE64, modes: both, phases: always, why: "log file: add a line, cut"},
+			{name: "fallocate", nr: unix.SYS_FALLOCATE, modes: both, phases: always, why: "log file: cut the oldest part out"},
+			{name: "ftruncate", nr: unix.SYS_FTRUNCATE, modes: both, phases: always, why: "log file: cut"},
+			{name: "fstat", nr: unix.SYS_FSTAT, modes: both, phases: always, why: "log and capture file: size and block size"},
+			{name: "fsync", nr: unix.SYS_FSYNC, modes: both, phases: always, why: "log and capture file at the end"},
 
-		{name: "ppoll", nr: unix.SYS_PPOLL, modes: both, phases: always, why: "look whether a socket is ready"},
-		{name: "epoll_pwait", nr: unix.SYS_EPOLL_PWAIT, modes: both, phases: always, why: "runtime: wait for descriptors"},
-		{name: "epoll_ctl", nr: unix.SYS_EPOLL_CTL, modes: both, phases: always, why: "runtime: descriptors to wait for"},
-		{name: "epoll_create1", nr: unix.SYS_EPOLL_CREATE1, modes: both, phases: always, why: "splice: one set of descriptors for many connections"},
-		{name: "munmap", nr: unix.SYS_MUNMAP, modes: both, phases: always, why: "runtime: memory"},
-		{name: "madvise", nr: unix.SYS_MADVISE, modes: both, phases: always, why: "runtime: give memory back"},
-		{name: "futex", nr: unix.SYS_FUTEX, modes: both, phases: always, why: "runtime: locks, sleeping threads"},
-		{name: "nanosleep", nr: unix.SYS_NANOSLEEP, modes: both, phases: always, why: "runtime: short waits"},
-		{name: "sched_yield", nr: unix.SYS_SCHED_YIELD, modes: both, phases: always, why: "runtime, and bounded spins: let others go first"},
-		{name: "rt_sigaction", nr: unix.SYS_RT_SIGACTION, modes: both, phases: always, why: "runtime: handlers at the end, and when it dies of a signal"},
-		{name: "rt_sigprocmask", nr: unix.SYS_RT_SIGPROCMASK, modes: both, phases: always, why: "runtime: create threads"},
-		{name: "rt_sigreturn", nr: unix.SYS_RT_SIGRETURN, modes: both, phases: always, why: "runtime: end of a signal handler"},
-		{name: "sigaltstack", nr: unix.SYS_SIGALTSTACK, modes: both, phases: always, why: "runtime: stacks of signal handlers"},
-		{name: "restart_syscall", nr: unix.SYS_RESTART_SYSCALL, modes: both, phases: always, why: "kernel: go on after a stop"},
-		{name: "getpid", nr: unix.SYS_GETPID, modes: both, phases: always, why: "runtime: whom to preempt"},
-		{name: "gettid", nr: unix.SYS_GETTID, modes: both, phases: always, why: "runtime: create threads"},
-		{name: "clock_gettime", nr: unix.SYS_CLOCK_GETTIME, modes: both, phases: always, why: "time, on machines where it takes a system call"},
-		{name: "getrandom", nr: unix.SYS_GETRANDOM, modes: both, phases: always, why: "sequence numbers, identifiers, runtime's hashes"},
-		{name: "exit", nr: unix.SYS_EXIT, modes: both, phases: always, why: "runtime: end of a thread"},
-		{name: "exit_group", nr: unix.SYS_EXIT_GROUP, modes: both, phases: always, why: "the end"},
-	})
+			{name: "ppoll", nr: unix.SYS_PPOLL, modes: both, phases: always, why: "look whether a socket is ready"},
+			{name: "epoll_pwait", nr: unix.SYS_EPOLL_PWAIT, modes: both, phases: always, why: "runtime: wait for descriptors"},
+			{name: "epoll_ctl", nr: unix.SYS_EPOLL_CTL, modes: both, phases: always, why: "runtime: descriptors to wait for"},
+			{name: "epoll_create1", nr: unix.SYS_EPOLL_CREATE1, modes: both, phases: always, why: "splice: one set of descriptors for many connections"},
+			{name: "munmap", nr: unix.SYS_MUNMAP, modes: both, phases: always, why: "runtime: memory"},
+			{name: "madvise", nr: unix.SYS_MADVISE, modes: both, phases: always, why: "runtime: give memory back"},
+			{name: "futex", nr: unix.SYS_FUTEX, modes: both, phases: always, why: "runtime: locks, sleeping threads"},
+			{name: "nanosleep", nr: unix.SYS_NANOSLEEP, modes: both, phases: always, why: "runtime: short waits"},
+			{name: "sched_yield", nr: unix.SYS_SCHED_YIELD, modes: both, phases: always, why: "runtime, and bounded spins: let others go first"},
+			{name: "rt_sigaction", nr: unix.SYS_RT_SIGACTION, modes: both, phases: always, why: "runtime: handlers at the end, and when it dies of a signal"},
+			{name: "rt_sigprocmask", nr: unix.SYS_RT_SIGPROCMASK, modes: both, phases: always, why: "runtime: create threads"},
+			{name: "rt_sigreturn", nr: unix.SYS_RT_SIGRETURN, modes: both, phases: always, why: "runtime: end of a signal handler"},
+			{name: "sigaltstack", nr: unix.SYS_SIGALTSTACK, modes: both, phases: always, why: "runtime: stacks of signal handlers"},
+			{name: "restart_syscall", nr: unix.SYS_RESTART_SYSCALL, modes: both, phases: always, why: "kernel: go on after a stop"},
+			{name: "getpid", nr: unix.SYS_GETPID, modes: both, phases: always, why: "runtime: whom to preempt"},
+			{name: "gettid", nr: unix.SYS_GETTID, modes: both, phases: always, why: "runtime: create threads"},
+			{name: "clock_gettime", nr: unix.SYS_CLOCK_GETTIME, modes: both, phases: always, why: "time, on machines where it takes a system call"},
+			{name: "getrandom", nr: unix.SYS_GETRANDOM, modes: both, phases: always, why: "sequence numbers, identifiers, runtime's hashes"},
+			{name: "exit", nr: unix.SYS_EXIT, modes: both, phases: always, why: "runtime: end of a thread"},
+			{name: "exit_group", nr: unix.SYS_EXIT_GROUP, modes: both, phases: always, why: "the end"},
+		})
+})
 
 // siocOutQNSD is SIOCOUTQNSD of linux/sockios.h: bytes of a TCP socket that were not sent yet.
 const siocOutQNSD = 0x894b
@@ -216,7 +221,8 @@ const siocOutQNSD = 0x894b
 // list returns what a mode is allowed in a phase, a call once.
 func list(mode Mode, phase Phase) []*call {
 	var l []*call
-	seen := make(map[uint32]bool)
+	seen := make(map[uint32]bool, 128)
+	calls := calls()
 	for i := range calls {
 		if c := &calls[i]; c.modes&mode != 0 && c.phases&phase != 0 && !seen[c.nr] {
 			seen[c.nr] = true
@@ -225,6 +231,3 @@ func list(mode Mode, phase Phase) []*call {
 	}
 	return l
 }
-
-// count is how many calls that are.
-func count(mode Mode, phase Phase) int { return len(list(mode, phase)) }

@@ -14,9 +14,11 @@ const (
 	sysFstatat  = unix.SYS_NEWFSTATAT
 )
 
-var moreCalls = []call{
-	{nameFstatat, sysFstatat, Pasta, carry, "watch: look whether a namespace's name is still there", []rule{
-		{is(3, unix.AT_SYMLINK_NOFOLLOW)},
-	}, "without following links"},
-	{name: "poll", nr: unix.SYS_POLL, modes: both, phases: always, why: "look whether a descriptor is ready"},
+func moreCalls() []call {
+	return []call{
+		{nameFstatat, sysFstatat, Pasta, carry, "watch: look whether a namespace's name is still there", []rule{
+			{is(3, unix.AT_SYMLINK_NOFOLLOW)},
+		}, "without following links"},
+		{name: "poll", nr: unix.SYS_POLL, modes: both, phases: always, why: "look whether a descriptor is ready"},
+	}
 }

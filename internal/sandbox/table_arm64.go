@@ -13,8 +13,10 @@ const (
 	sysFstatat  = unix.SYS_FSTATAT
 )
 
-var moreCalls = []call{
-	{nameFstatat, sysFstatat, Pasta, carry, "watch: look whether a namespace's name is still there", []rule{
-		{is(3, unix.AT_SYMLINK_NOFOLLOW)},
-	}, "without following links"},
+func moreCalls() []call {
+	return []call{
+		{nameFstatat, sysFstatat, Pasta, carry, "watch: look whether a namespace's name is still there", []rule{
+			{is(3, unix.AT_SYMLINK_NOFOLLOW)},
+		}, "without following links"},
+	}
 }
