@@ -36,6 +36,14 @@ type clone struct {
 	// newUser creates a user namespace without any id map inside userNS.
 	newUser bool
 
+	// mapped starts with a user namespace in which our user is root.
+	mapped bool
+
+	// holder, if not nil, is started in the same user namespace, in a PID namespace of its own, and
+	// holderPID is set.
+	holder    *preparedHolder
+	holderPID int
+
 	// flags are the CLONE_NEW* of the namespaces to create inside userNS, or 0. A
 	// process in a new PID namespace is its first.
 	flags uintptr
@@ -47,6 +55,8 @@ type clone struct {
 // Steps of the child that can fail, as told to the parent.
 const (
 	stepExec = iota
+	stepMaps
+	stepHolder
 	stepGroup
 	stepUser
 	stepUserNS
@@ -56,11 +66,12 @@ const (
 	stepLink
 )
 
-// childReport is what the child writes to a pipe: its successor's PID, or what failed.
+// childReport is what the child writes to a pipe: its successor's PID, that of a holder, or what failed.
 type childReport struct {
-	pid   uintptr
-	step  uintptr
-	errno syscall.Errno
+	pid    uintptr
+	holder uintptr
+	step   uintptr
+	errno  syscall.Errno
 }
 
 // start starts the process and returns when it executes this program. The child is the
@@ -92,12 +103,15 @@ func (c *clone) start() (pid int, err error) {
 	syscall.ForkLock.Unlock()
 	runtime.KeepAlive(c)
 	reported.Close()
+	if errno != 0 && c.mapped {
+		return 0, c.failure(childReport{step: stepMaps, errno: errno})
+	}
 	if errno != 0 {
 		return 0, fmt.Errorf("clone: %w", errno)
 	}
 
-	// One report comes from each process that does not get to execute a program;
-	// at the end of file, none is left to fail.
+	// Reports come from each process that does not get to execute a program; at the end of
+	// file, none is left to fail.
 	var r childReport
 	for {
 		var next childReport
@@ -107,6 +121,9 @@ func (c *clone) start() (pid int, err error) {
 		}
 		if next.pid != 0 {
 			r.pid = next.pid
+		}
+		if next.holder != 0 {
+			c.holderPID = int(next.holder)
 		}
 		if next.errno != 0 {
 			r.step, r.errno = next.step, next.errno
@@ -118,6 +135,9 @@ func (c *clone) start() (pid int, err error) {
 	if r.errno != 0 {
 		if r.pid != 0 {
 			reap(int(r.pid))
+		}
+		if c.holderPID != 0 {
+			(&child{pid: c.holderPID}).kill()
 		}
 		return 0, c.failure(r)
 	}
@@ -143,8 +163,10 @@ func (c *clone) failure(r childReport) error {
 		return Failf("Can't set UID to %d", c.user.UID)
 	case stepUserNS:
 		return Failf("Couldn't enter user namespace %s: %s", c.userNS.Name(), Reason(r.errno))
-	case stepNewUser:
+	case stepNewUser, stepMaps:
 		return Failf("Couldn't create user namespace: %s", Reason(r.errno))
+	case stepHolder:
+		return Failf("Couldn't create namespaces: %s", Reason(r.errno))
 	case stepClone:
 		return isolateError{r.errno}
 	case stepPrivs:
@@ -175,6 +197,10 @@ type prepared struct {
 	enter      bool
 	userNS     uintptr
 	newUser    bool
+	start      uintptr // CLONE_NEWUSER, or 0
+	uidMap     string  // of that
+	gidMap     string
+	holder     *preparedHolder
 	flags      uintptr
 }
 
@@ -183,6 +209,7 @@ func (c *clone) prepare(link, reported *os.File) (*prepared, error) {
 		link:    link.Fd(),
 		report:  reported.Fd(),
 		newUser: c.newUser,
+		holder:  c.holder,
 		flags:   c.flags,
 	}
 	var err error
@@ -194,6 +221,10 @@ func (c *clone) prepare(link, reported *os.File) (*prepared, error) {
 	}
 	if p.envv, err = syscall.SlicePtrFromStrings(c.environ()); err != nil {
 		return nil, err
+	}
+	if c.mapped {
+		p.start = unix.CLONE_NEWUSER
+		p.uidMap, p.gidMap = fmt.Sprintf("0 %d 1\n", os.Geteuid()), fmt.Sprintf("0 %d 1\n", os.Getegid())
 	}
 	if c.user != nil {
 		p.become, p.uid, p.gid = true, uintptr(c.user.UID), uintptr(c.user.GID)
@@ -253,13 +284,23 @@ func cloneExec(p *prepared) (pid uintptr, errno syscall.Errno) {
 	)
 
 	beforeFork()
-	pid, _, errno = syscall.RawSyscall6(unix.SYS_CLONE, uintptr(syscall.SIGCHLD), 0, 0, 0, 0, 0)
+	pid, _, errno = syscall.RawSyscall6(unix.SYS_CLONE, p.start|uintptr(syscall.SIGCHLD), 0, 0, 0, 0, 0)
 	if errno != 0 || pid != 0 {
 		afterFork()
 		return pid, errno
 	}
 	afterForkInChild()
 
+	if p.start != 0 {
+		r.step = stepMaps
+		if r.errno = overwrite(pathUIDMap, p.uidMap); r.errno != 0 {
+			goto fail
+		}
+		overwrite(pathSetgroups, "deny") // Linux 3.19, and needed since
+		if r.errno = overwrite(pathGIDMap, p.gidMap); r.errno != 0 {
+			goto fail
+		}
+	}
 	if p.become {
 		// Without the kernel's help here, the change of user takes all
 		// capabilities away; with it, they stay permitted.
@@ -289,6 +330,20 @@ func cloneExec(p *prepared) (pid uintptr, errno syscall.Errno) {
 		if _, _, r.errno = syscall.RawSyscall6(unix.SYS_UNSHARE, unix.CLONE_NEWUSER, 0, 0, 0, 0, 0); r.errno != 0 {
 			goto fail
 		}
+	}
+	if p.holder != nil {
+		// Or the launcher could not look at the holder's namespaces, if the user is another one here.
+		syscall.RawSyscall6(unix.SYS_PRCTL, unix.PR_SET_DUMPABLE, 1, 0, 0, 0, 0)
+		r.step = stepHolder
+		pid, _, r.errno = syscall.RawSyscall6(unix.SYS_CLONE, unix.CLONE_NEWPID|unix.CLONE_PARENT|uintptr(syscall.SIGCHLD), 0, 0, 0, 0, 0)
+		if r.errno != 0 {
+			goto fail
+		}
+		if pid == 0 {
+			hold(p.holder)
+		}
+		r.holder = pid
+		syscall.RawSyscall6(unix.SYS_WRITE, p.report, uintptr(unsafe.Pointer(&r)), unsafe.Sizeof(r), 0, 0, 0)
 	}
 	if p.flags&unix.CLONE_NEWPID == 0 && p.flags != 0 {
 		r.step = stepClone

@@ -23,17 +23,18 @@
 // on the socket. Without a launcher at the other end there is no such message, and the
 // process ends.
 //
-// The holder is a clone of the launcher that executes nothing before the command: all it has
-// to do are some twenty system calls (cloneHolder), and to start a Go program takes longer
-// than they do. It reports on a socket, too. While it creates the namespaces that take
-// longest, the translator starts already.
+// The holder is a process that executes nothing before the command: all it has to do are some
+// twenty system calls (hold), and to start a Go program takes longer than they do. It and the
+// translator come from one clone of the launcher, since it is the copy that takes time. The
+// holder reports on a socket, too. While it creates the namespaces that take longest, the
+// translator starts already, and waits to be greeted.
 //
 // # Entering a user namespace
 //
 // The kernel lets no multi-threaded process enter a user namespace, and every Go program
 // is one. So the translator is cloned by hand, and the child, which has one thread until
-// it executes a program, enters it by raw system calls (cloneExec). So does a holder that
-// is to live in a user namespace which exists.
+// it executes a program, enters it, or is created in it, by raw system calls (cloneExec). The
+// holder comes from there.
 //
 // Executing a program as a user other than the namespace's root loses all capabilities.
 // The child makes those a translator needs ambient before, which keeps them.

@@ -2,10 +2,8 @@ package process
 
 import (
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"syscall"
 	"unsafe"
@@ -17,114 +15,50 @@ import (
 const maxHostName = 64 // HOST_NAME_MAX
 
 // holder is the first process of fresh namespaces, as its launcher sees it: a clone of the launcher
-// that runs holderChild until it executes the command.
+// that runs hold until it executes the command.
 type holder struct {
 	*child
-
-	user    *User // whom to become before the command is executed, or nil
-	userNS  *os.File
-	private bool    // in a user namespace of its own
-	stage   uintptr // the last one it has ended
-	next    uintptr // PID of its successor, once it has told
-	missed  furnishing
+	furnished bool
+	missed    furnishing
 }
 
 // furnishing is what could not be done to make namespaces habitable. Nothing in it is worth failing
 // for: some containers forbid one or the other.
 type furnishing struct{ proc, ping, name syscall.Errno }
 
-// Stages of a holder, in their order. What a holder reports in one of them is a failure if there is an
-// error number with it, and the end of the stage otherwise.
+// Stages of a holder. What it reports in one of them is a failure if there is an error number with it.
 const (
-	stageUserNS     uintptr = iota // enter a user namespace
-	stageFirst                     // have a successor in a new PID namespace, whose PID comes with it
-	stageMaps                      // map IDs
-	stageNamespaces                // create the others, and furnish them
-	stageGroups                    // after the release: change the user
-	stageGroup
-	stageUser
-	stageCommand // execute the command
+	stageNamespaces uintptr = iota // create and furnish them
+	stageCommand                   // after the release: execute the command
 )
 
 // holderReport is a message of a holder.
 type holderReport struct {
 	stage  uintptr
 	errno  syscall.Errno
-	pid    uintptr    // of a successor
-	missed furnishing // in stageNamespaces
+	missed furnishing
 }
 
-// startHolder starts the first process of the command's namespaces, inside userNS or, if that is nil,
-// inside a user namespace created with them unless spec has it otherwise. The holder goes on by
-// itself until it is released; what it is to have done by a moment, await waits for.
-func (l *launcher) startHolder(userNS *os.File) error {
-	h := &holder{userNS: userNS, private: userNS == nil && l.spec.createsUserNS()}
-	if l.change {
-		h.user = &l.user
-	}
+// prepareHolder makes ready what a holder needs, whose link is to be theirs. The file it returns
+// beside is part of that, and to be closed when the holder runs.
+func (l *launcher) prepareHolder(theirs *os.File) (*preparedHolder, *os.File, error) {
 	command, err := prepareCommand(l.spec.Command)
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
-	ours, theirs, err := newLink()
-	if err != nil {
-		return err
-	}
-	l.keep(ours)
 	link, err := aboveLink(theirs)
-	theirs.Close()
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
-	defer link.Close()
-	p := &preparedHolder{
-		link:     link.Fd(),
-		flags:    unix.CLONE_NEWPID,
-		command:  *command,
-		hostName: hostName(l.spec.HostName, l.log),
-	}
-	if h.private {
-		p.flags |= unix.CLONE_NEWUSER
-		p.uidMap = fmt.Sprintf("0 %d 1\n", os.Geteuid())
-		p.gidMap = fmt.Sprintf("0 %d 1\n", os.Getegid())
-	}
-	if userNS != nil {
-		p.enter, p.userNS = true, userNS.Fd()
-	}
-	if h.user != nil {
-		p.become, p.uid, p.gid = true, uintptr(h.user.UID), uintptr(h.user.GID)
-	}
-
-	l.log.Sync() // nothing of ours is left to write when the command runs
 	forgetFiles()
-	syscall.ForkLock.Lock()
-	pid, errno := cloneHolder(p)
-	syscall.ForkLock.Unlock()
-	runtime.KeepAlive(p)
-	link.Close()
-	if errno != 0 {
-		return h.failure(stageFirst, errno)
-	}
-	if userNS != nil {
-		// Its successor is ours, too, and may be the first to tell something.
-		for h.next == 0 && err == nil {
-			err = h.receive(int(ours.Fd()), 0)
-		}
-		reap(int(pid))
-		if err != nil {
-			return err
-		}
-		pid = h.next
-	}
-	h.child = &child{pid: int(pid), link: ours}
-	l.holder = h
-	return nil
+	p := &preparedHolder{link: link.Fd(), hostName: hostName(l.spec.HostName, l.log), command: *command}
+	return p, link, nil
 }
 
-// await waits for the end of a stage, or a failure.
-func (h *holder) await(stage uintptr) error {
-	for h.stage < stage {
-		if err := h.receive(int(h.link.Fd()), 0); err != nil {
+// await waits until the namespaces are there, or a failure.
+func (h *holder) await() error {
+	for !h.furnished {
+		if err := h.receive(0); err != nil {
 			return err
 		}
 	}
@@ -133,7 +67,7 @@ func (h *holder) await(stage uintptr) error {
 
 // failed returns why a holder has not executed the command, nil if it has told of no failure.
 func (h *holder) failed() error {
-	err := h.receive(int(h.link.Fd()), unix.MSG_DONTWAIT)
+	err := h.receive(unix.MSG_DONTWAIT)
 	if errors.Is(err, errNoReport) {
 		return nil
 	}
@@ -142,22 +76,21 @@ func (h *holder) failed() error {
 
 var errNoReport = errors.New("the first process of the namespaces was killed")
 
-// receive takes one report from the holder at the other end of link. It is an error if the report
-// tells of a failure, or if there is none and never will be.
-func (h *holder) receive(link, flags int) error {
+// receive takes one report. It is an error if that tells of a failure, or if there is none and never
+// will be.
+func (h *holder) receive(flags int) error {
 	var r holderReport
 	raw := unsafe.Slice((*byte)(unsafe.Pointer(&r)), unsafe.Sizeof(r))
-	n, _, err := recvmsg(link, raw, nil, flags)
+	n, _, err := recvmsg(int(h.link.Fd()), raw, nil, flags)
 	switch {
 	case err != nil || n != len(raw):
 		return errNoReport
+	case r.errno != 0 && r.stage == stageCommand:
+		return Failf("Failed to start command or shell: %s", Reason(r.errno))
 	case r.errno != 0:
-		return h.failure(r.stage, r.errno)
-	case r.pid != 0:
-		h.next = r.pid
-		return nil
+		return Failf("Couldn't create namespaces: %s", Reason(r.errno))
 	}
-	h.stage, h.missed = r.stage, r.missed
+	h.furnished, h.missed = true, r.missed
 	return nil
 }
 
@@ -172,26 +105,6 @@ func (f furnishing) warn(log *zap.Logger) {
 	if f.name != 0 {
 		log.Warn("Couldn't set the host name: " + Reason(f.name))
 	}
-}
-
-// failure says what a stage failed with.
-func (h *holder) failure(stage uintptr, errno syscall.Errno) error {
-	switch stage {
-	case stageUserNS:
-		return Failf("Couldn't enter user namespace %s: %s", h.userNS.Name(), Reason(errno))
-	case stageGroups:
-		return Failf("Can't drop groups: %s", Reason(errno))
-	case stageGroup:
-		return Failf("Can't set GID to %d", h.user.GID)
-	case stageUser:
-		return Failf("Can't set UID to %d", h.user.UID)
-	case stageCommand:
-		return Failf("Failed to start command or shell: %s", Reason(errno))
-	}
-	if h.private && stage < stageNamespaces {
-		return Failf("Couldn't create user namespace: %s", Reason(errno))
-	}
-	return Failf("Couldn't create namespaces: %s", Reason(errno))
 }
 
 // hostName is the host name for fresh namespaces.
@@ -212,7 +125,7 @@ func hostName(given string, log *zap.Logger) string {
 // program. There is none of that name.
 func forgetFiles() { syscall.Exec("", nil, nil) }
 
-// preparedCommand is a command as holderChild needs it: memory that is allocated already.
+// preparedCommand is a command as hold needs it: memory that is allocated already.
 type preparedCommand struct {
 	tries      []try
 	search     bool // in a list of directories

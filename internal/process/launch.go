@@ -1,7 +1,6 @@
 package process
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -31,12 +30,13 @@ const sandboxNamespaces = unix.CLONE_NEWNS | unix.CLONE_NEWUTS | unix.CLONE_NEWI
 // process is told to end or its translator failed, the command.
 func Launch(start *Start, spec Spec, log *zap.Logger) (int, error) {
 	l := &launcher{spec: spec, log: log, start: start, signals: make(chan os.Signal, 1)}
+	defer l.close()
+	err := l.begin()
+	// Until here, a signal ends us as the system has it, and what was started with us. To look for
+	// signals takes Go two threads, which can be created while the translator starts.
 	signal.Notify(l.signals, unix.SIGTERM, unix.SIGQUIT)
 	defer signal.Stop(l.signals)
 	signal.Ignore(unix.SIGPIPE)
-	defer l.close()
-
-	err := l.begin()
 	if err == nil {
 		err = l.watch()
 	}
@@ -181,7 +181,8 @@ func (l *launcher) begin() error {
 	return l.beginAttached()
 }
 
-// beginCommand creates the command's namespaces, then the translator that joins them.
+// beginCommand starts the holder, which creates the command's namespaces, and the translator that joins
+// them.
 func (l *launcher) beginCommand() error {
 	if l.change && !l.spec.KeepUserNS {
 		// From here on all is as if that user had started us.
@@ -194,37 +195,31 @@ func (l *launcher) beginCommand() error {
 	if err != nil {
 		return err
 	}
-	if err := l.startHolder(userNS); err != nil {
+	ours, theirs, err := newLink()
+	if err != nil {
 		return err
 	}
-	if err := l.join(userNS); err != nil {
-		// If the holder has failed, all else is a consequence.
-		return cmp.Or(l.holder.failed(), err)
-	}
-	return nil
-}
-
-// join starts the translator, and has it join the namespaces that the holder is creating.
-func (l *launcher) join(userNS *os.File) error {
-	pid := l.holder.pid
-	if l.holder.private {
-		err := l.holder.await(stageMaps)
-		if err != nil {
-			return err
-		}
-		if userNS, err = l.openUserNS(fmt.Sprintf("/proc/%d/ns/user", pid)); err != nil {
-			return err
-		}
-	}
-	// It gets to work while the holder creates the other namespaces.
-	if err := l.startTranslator(userNS); err != nil {
+	defer theirs.Close()
+	l.keep(ours)
+	p, link, err := l.prepareHolder(theirs)
+	if err != nil {
 		return err
 	}
-	if err := l.holder.await(stageNamespaces); err != nil {
+	defer link.Close()
+	l.log.Sync() // nothing of ours is left to write when the command runs
+	c := &clone{userNS: userNS, holder: p, mapped: l.spec.createsUserNS()}
+	if err := l.startTranslator(c); err != nil {
+		return err
+	}
+	theirs.Close()
+	link.Close()
+	l.holder = &holder{child: &child{pid: c.holderPID, link: ours}}
+	// The translator gets to work while the holder creates the namespaces.
+	if err := l.holder.await(); err != nil {
 		return err
 	}
 	l.holder.missed.warn(l.log)
-	netNS, err := l.openNetNS(fmt.Sprintf("/proc/%d/ns/net", pid))
+	netNS, err := l.openNetNS(fmt.Sprintf("/proc/%d/ns/net", l.holder.pid))
 	if err != nil {
 		return err
 	}
@@ -237,7 +232,7 @@ func (l *launcher) beginAlone() error {
 	if err != nil {
 		return err
 	}
-	if err := l.startTranslator(userNS); err != nil {
+	if err := l.startTranslator(&clone{userNS: userNS, newUser: userNS == nil && !l.spec.KeepUserNS}); err != nil {
 		return err
 	}
 	if err := l.greet(); err != nil {
@@ -273,7 +268,7 @@ func (l *launcher) beginAttached() error {
 	if unwatched != nil {
 		return unwatched
 	}
-	if err := l.startTranslator(userNS); err != nil {
+	if err := l.startTranslator(&clone{userNS: userNS}); err != nil {
 		if netNS != nil && errors.As(err, new(isolateError)) {
 			// Whoever may not have namespaces may not enter one either, and that is
 			// what the user wants to know.
@@ -333,16 +328,16 @@ func (e *openError) Error() string {
 
 func (e *openError) Unwrap() error { return e.err }
 
-// startTranslator starts the translator inside userNS, nil for our own. It goes on when it is greeted.
-func (l *launcher) startTranslator(userNS *os.File) error {
+// startTranslator starts the translator as c says, which lacks what is the same in all forms. It goes on
+// when it is greeted.
+func (l *launcher) startTranslator(c *clone) error {
 	ours, theirs, err := newLink()
 	if err != nil {
 		return err
 	}
 	defer theirs.Close()
 	l.keep(ours)
-	c := &clone{link: theirs, userNS: userNS, flags: sandboxNamespaces, procs: l.spec.Procs}
-	c.newUser = l.spec.Alone && userNS == nil && !l.spec.KeepUserNS
+	c.link, c.flags, c.procs = theirs, sandboxNamespaces, l.spec.Procs
 	if !l.spec.stays() {
 		c.flags |= unix.CLONE_NEWPID
 	}

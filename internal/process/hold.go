@@ -7,17 +7,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// preparedHolder is what cloneHolder's child needs.
+// preparedHolder is what hold needs.
 type preparedHolder struct {
-	link           uintptr // above linkFD
-	enter          bool
-	userNS         uintptr
-	flags          uintptr // with CLONE_NEWPID
-	uidMap, gidMap string  // "" for none
-	hostName       string
-	become         bool
-	uid, gid       uintptr
-	command        preparedCommand
+	link     uintptr // above linkFD
+	hostName string
+	command  preparedCommand
 }
 
 // Strings as the kernel wants them, at their place in the program.
@@ -64,81 +58,35 @@ func overwrite(path, text string) syscall.Errno {
 	return errno
 }
 
-// cloneHolder clones this process, and the child is the holder: it enters and creates the namespaces,
+// hold is the holder, a child of cloneExec's in a new PID namespace: it creates the other namespaces,
 // makes them habitable, waits until it is released, and executes the command. It tells of all that on
 // its end of the link, which becomes its only descriptor beside the standard streams.
-// cloneHolder returns in the parent only.
 //
 // A holder could be this program, executed again; but to start Go's runtime and all packages takes
-// longer than all it has to do. What is said at cloneExec about the child is true of this one: it
-// allocates nothing, takes no lock and makes raw system calls only.
+// longer than all it has to do. What is said at cloneExec about the child is true of this one.
 //
-//go:noinline
+//go:nosplit
 //go:norace
 //go:nocheckptr
-func cloneHolder(p *preparedHolder) (pid uintptr, errno syscall.Errno) {
+func hold(p *preparedHolder) {
 	var (
 		r      holderReport
 		action [4]uintptr // struct sigaction of the kernel's: the default
 		word   [8]byte
-		flags  uintptr
+		errno  syscall.Errno
 		n      uintptr
 		i      int
 	)
-
-	flags = p.flags
-	if p.enter {
-		flags = 0
-	}
-	beforeFork()
-	pid, _, errno = syscall.RawSyscall6(unix.SYS_CLONE, flags|uintptr(syscall.SIGCHLD), 0, 0, 0, 0, 0)
-	if errno != 0 || pid != 0 {
-		afterFork()
-		return pid, errno
-	}
-	afterForkInChild()
-
-	if p.enter {
-		r.stage = stageUserNS
-		if r.errno = raw(unix.SYS_SETNS, p.userNS, unix.CLONE_NEWUSER, 0, 0, 0); r.errno != 0 {
-			goto fail
-		}
-		// Or the launcher could not look at our namespaces, if the user is another one there.
-		raw(unix.SYS_PRCTL, unix.PR_SET_DUMPABLE, 1, 0, 0, 0)
-		r.stage = stageFirst // a process cannot change its own PID namespace
-		pid, _, r.errno = syscall.RawSyscall6(unix.SYS_CLONE, p.flags|unix.CLONE_PARENT|uintptr(syscall.SIGCHLD), 0, 0, 0, 0, 0)
-		if r.errno != 0 {
-			goto fail
-		}
-		if pid != 0 { // tell who our successor is, and go
-			r.pid = pid
-			goto fail
-		}
-	}
 
 	// The launcher's end kills us, as the system has it or, should it have come before, as the end of
 	// the link: no copy of its other end may stay open here.
 	raw(unix.SYS_PRCTL, unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0)
 	raw(unix.SYS_DUP3, p.link, linkFD, unix.O_CLOEXEC, 0, 0)
-	p.link = linkFD
 	if raw(unix.SYS_CLOSE_RANGE, linkFD+1, 1<<32-1, 0, 0, 0) != 0 { // before Linux 5.9
 		for n = linkFD + 1; n < 1024; n++ {
 			raw(unix.SYS_CLOSE, n, 0, 0, 0, 0)
 		}
 	}
-
-	if p.uidMap != "" {
-		r.stage = stageMaps
-		if r.errno = overwrite(pathUIDMap, p.uidMap); r.errno != 0 {
-			goto fail
-		}
-		overwrite(pathSetgroups, "deny") // Linux 3.19, and needed since
-		if r.errno = overwrite(pathGIDMap, p.gidMap); r.errno != 0 {
-			goto fail
-		}
-	}
-	r.stage = stageMaps
-	raw(unix.SYS_WRITE, p.link, uintptr(unsafe.Pointer(&r)), unsafe.Sizeof(r), 0, 0)
 
 	r.stage = stageNamespaces
 	if r.errno = raw(unix.SYS_UNSHARE, commandNamespaces, 0, 0, 0, 0); r.errno != 0 {
@@ -152,29 +100,15 @@ func cloneHolder(p *preparedHolder) (pid uintptr, errno syscall.Errno) {
 	}
 	r.missed.ping = overwrite(pathPing, "0 0")
 	r.missed.name = raw(unix.SYS_SETHOSTNAME, bytesOf(p.hostName), uintptr(len(p.hostName)), 0, 0, 0)
-	raw(unix.SYS_WRITE, p.link, uintptr(unsafe.Pointer(&r)), unsafe.Sizeof(r), 0, 0)
+	raw(unix.SYS_WRITE, linkFD, uintptr(unsafe.Pointer(&r)), unsafe.Sizeof(r), 0, 0)
 
 	for {
-		n, _, r.errno = syscall.RawSyscall6(unix.SYS_READ, p.link, uintptr(unsafe.Pointer(&word)), unsafe.Sizeof(word), 0, 0, 0)
+		n, _, r.errno = syscall.RawSyscall6(unix.SYS_READ, linkFD, uintptr(unsafe.Pointer(&word)), unsafe.Sizeof(word), 0, 0, 0)
 		if r.errno == 0 && n > 0 {
 			break
 		}
 		if r.errno != syscall.EINTR { // there is no launcher any more
 			goto exit
-		}
-	}
-	if p.become {
-		r.stage = stageGroups
-		if r.errno = raw(unix.SYS_SETGROUPS, 0, 0, 0, 0, 0); r.errno != 0 && r.errno != syscall.EPERM {
-			goto fail
-		}
-		r.stage = stageGroup
-		if r.errno = raw(unix.SYS_SETRESGID, p.gid, p.gid, p.gid, 0, 0); r.errno != 0 {
-			goto fail
-		}
-		r.stage = stageUser
-		if r.errno = raw(unix.SYS_SETRESUID, p.uid, p.uid, p.uid, 0, 0); r.errno != 0 {
-			goto fail
 		}
 	}
 	raw(unix.SYS_RT_SIGACTION, uintptr(syscall.SIGPIPE), uintptr(unsafe.Pointer(&action)), 0, 8, 0) // the launcher ignores it
@@ -199,7 +133,7 @@ func cloneHolder(p *preparedHolder) (pid uintptr, errno syscall.Errno) {
 	}
 
 fail:
-	raw(unix.SYS_WRITE, p.link, uintptr(unsafe.Pointer(&r)), unsafe.Sizeof(r), 0, 0)
+	raw(unix.SYS_WRITE, linkFD, uintptr(unsafe.Pointer(&r)), unsafe.Sizeof(r), 0, 0)
 exit:
 	for {
 		raw(unix.SYS_EXIT_GROUP, 1, 0, 0, 0, 0)
