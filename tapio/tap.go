@@ -381,7 +381,13 @@ func (q *queue) Read(b []byte) (int, error) {
 		return 0, os.ErrClosed
 	}
 	q.buf = b
+	q.errno = 0
 	err := q.raw.Read(q.step)
+	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+		// Go's poller waits for nothing that has failed, like a device that was removed. A read says what
+		// it was.
+		q.step(q.fd)
+	}
 	q.buf = nil
 	q.leave()
 	if err != nil {
@@ -390,6 +396,9 @@ func (q *queue) Read(b []byte) (int, error) {
 		}
 		if errors.Is(err, os.ErrDeadlineExceeded) {
 			return 0, os.ErrClosed // by Close
+		}
+		if q.errno != 0 && q.errno != unix.EAGAIN {
+			return q.got(0, q.errno)
 		}
 		return 0, fmt.Errorf("read tap %q: %w", q.name, err)
 	}
