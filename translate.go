@@ -98,8 +98,8 @@ func translate(ctx context.Context, cfg *config.Config, env *process.Env, log *z
 		return err
 	}
 	defer api.serve(ctx)()
-	if cfg.ConfigNet {
-		engine.Greet() // the namespace is up from the beginning
+	if cfg.ConfigNet || cfg.Mode == config.Passt && cfg.FD >= 0 {
+		engine.Greet() // the guest is there from the beginning
 	}
 	watch.start(append(flowCounts(engine.Counters()), spliceCounts(ports.splicer)...))
 	running, end := leaving(ctx, link)

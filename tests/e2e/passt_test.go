@@ -185,17 +185,22 @@ func TestPasstAsks(t *testing.T) {
 	b := newBed(t, defaultBed)
 	socket := filepath.Join(scratch(t), "socket")
 	passt(t, b, nil, "-q", "-s", socket)
-	h := plugIn(t, socket)
+	plugIn(t, socket).asked()
+}
+
+// asked waits until it was asked for both addresses.
+func (h *hypervisor) asked() {
+	h.t.Helper()
 	h.SetReadDeadline(time.Now().Add(limit))
 	arp, ns := false, false
 	for !arp || !ns {
 		var n uint32
 		if err := binary.Read(h, binary.BigEndian, &n); err != nil {
-			t.Fatalf("asked ARP %v, NDP %v: %v", arp, ns, err)
+			h.t.Fatalf("asked ARP %v, NDP %v: %v", arp, ns, err)
 		}
 		f := make([]byte, n)
 		if _, err := io.ReadFull(h, f); err != nil {
-			t.Fatal(err)
+			h.t.Fatal(err)
 		}
 		arp = arp || len(f) == 60 && f[0] == 0xff && bytes.Equal(f[12:22], []byte{8, 6, 0, 1, 8, 0, 6, 4, 0, 1}) && bytes.Equal(f[38:42], []byte{10, 77, 0, 2})
 		ns = ns || len(f) > 78-1 && f[0] == 0xff && f[12] == 0x86 && f[54] == 135
@@ -235,6 +240,7 @@ func TestPasstFD(t *testing.T) {
 			}
 			theirs.Close()
 			h := &hypervisor{t, c}
+			h.asked()
 			h.Write(question())
 			h.answered()
 			h.Close()
