@@ -27,7 +27,7 @@ type identity struct {
 	options []byte // whole
 }
 
-// Lengths of the fixed parts, in bytes.
+// Lengths of the fixed parts, in bytes (RFC 8415, 8 and 21).
 const (
 	headerLen = 4 // message
 	optionLen = 4

@@ -254,6 +254,7 @@ func TestMessages(t *testing.T) {
 		{"two clients", dhcpv6.MessageTypeSolicit, opts{cid, cid, na(7)}, nil, "", ErrMalformed},
 		{"client of 129 bytes", dhcpv6.MessageTypeSolicit, opts{raw(dhcpv6.OptionClientID, make([]byte, 129))}, nil, "", ErrMalformed},
 		{"server of 13 bytes", dhcpv6.MessageTypeRequest, opts{cid, raw(dhcpv6.OptionServerID, ourID.ToBytes()[:13]), na(7)}, nil, "", ErrMalformed},
+		{"server of 15 bytes", dhcpv6.MessageTypeRequest, opts{cid, raw(dhcpv6.OptionServerID, append(ourID.ToBytes(), 0)), na(7)}, nil, "", ErrMalformed},
 		{"short IA_NA", dhcpv6.MessageTypeSolicit, opts{cid, raw(dhcpv6.OptionIANA, make([]byte, 3))}, nil, "", ErrMalformed},
 		{"short IA_TA", dhcpv6.MessageTypeSolicit, opts{cid, raw(dhcpv6.OptionIATA, make([]byte, 3))}, nil, "", ErrMalformed},
 		{"option in an IA over its end", dhcpv6.MessageTypeSolicit, opts{cid, raw(dhcpv6.OptionIANA, append(make([]byte, 12), 0, 5, 0, 1))}, nil, "", ErrMalformed},

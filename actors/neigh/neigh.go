@@ -233,7 +233,7 @@ func (r *Responder) announce(mac frame.MAC, dst *frame.Addr, out []byte) int {
 		o[0], o[1], o[2], o[3] = optPrefix, prefixLen/8, 64, 0xc0 // on link, for autoconfiguration
 		binary.BigEndian.PutUint32(o[4:], infinite)
 		binary.BigEndian.PutUint32(o[8:], infinite)
-		copy(o[16:24], r.Prefix[:8])
+		copy(o[16:24], r.Prefix[:8]) // and zeros, as a prefix has (RFC 4861, 4.6.2)
 		n += prefixLen
 	}
 	putLLAddr(a[n:], optSourceLLAddr, r.MAC)
@@ -248,7 +248,8 @@ func (r *Responder) announce(mac frame.MAC, dst *frame.Addr, out []byte) int {
 	return r.finish(out, n, mac, dst)
 }
 
-// names writes the options about names (RFC 8106) to o and returns their length.
+// names writes the options about names (RFC 8106) to o and returns their length. The search list does not
+// depend on resolvers, as it does not with DHCP: those may be known from elsewhere.
 func (r *Responder) names(o []byte) int {
 	n := 0
 	begin := func(kind uint8, data int) {

@@ -50,6 +50,48 @@ func TestParseMalformed(t *testing.T) {
 	}
 }
 
+// A neighbour's hardware address counts in the states in which the kernel sends to it.
+func TestStatesOfNeighbours(t *testing.T) {
+	mac := []byte{2, 0, 0, 0, 0, 1}
+	for _, tt := range []struct {
+		name  string
+		state uint16
+		mac   []byte
+		known bool
+	}{
+		{"permanent", unix.NUD_PERMANENT, mac, true},
+		{"noarp", unix.NUD_NOARP, mac, true},
+		{"reachable", unix.NUD_REACHABLE, mac, true},
+		{"probe", unix.NUD_PROBE, mac, true},
+		{"stale", unix.NUD_STALE, mac, true},
+		{"delay", unix.NUD_DELAY, mac, true},
+		{"incomplete", unix.NUD_INCOMPLETE, mac, false},
+		{"failed", unix.NUD_FAILED, mac, false},
+		{"none", unix.NUD_NONE, mac, false},
+		{"no address", unix.NUD_REACHABLE, nil, false},
+		{"not of Ethernet", unix.NUD_REACHABLE, make([]byte, 20), false},
+		{"of a group", unix.NUD_NOARP, []byte{1, 0, 0x5e, 0, 0, 1}, false},
+		{"zero, as on the loopback interface", unix.NUD_NOARP, make([]byte, 6), false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			b := NeighbourBody(unix.AF_INET, 3)
+			binary.NativeEndian.PutUint16(b[8:], tt.state)
+			b = AppendAttr(b, unix.NDA_DST, []byte{192, 0, 2, 1})
+			if tt.mac != nil {
+				b = AppendAttr(b, unix.NDA_LLADDR, tt.mac)
+			}
+			n, err := ParseNeighbour(b)
+			if err != nil || n.Addr != netip.MustParseAddr("192.0.2.1") || n.Index != 3 || (n.MAC != nil) != tt.known {
+				t.Errorf("%+v, %v", n, err)
+			}
+			b[10] = unix.NTF_PROXY
+			if _, err := ParseNeighbour(b); err != ErrMalformed {
+				t.Errorf("proxy: %v", err)
+			}
+		})
+	}
+}
+
 func parseRoute(b []byte) error   { _, err := ParseRoute(b); return err }
 func parseAddress(b []byte) error { _, err := ParseAddress(b); return err }
 func parseNeighbour(b []byte) error {

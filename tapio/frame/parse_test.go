@@ -206,6 +206,32 @@ func TestParse(t *testing.T) {
 	}
 }
 
+// What stands between an IPv6 header and what we carry is skipped, whatever it says.
+func TestParseExtensionHeaders(t *testing.T) {
+	var plain Packet
+	if r := Parse(tcp6(t), &plain); r != OK {
+		t.Fatal(r)
+	}
+	for name, number := range map[string]uint8{
+		"hop-by-hop": 0, "routing": 43, "destination": 60, "mobility": 135, "HIP": 139, "Shim6": 140, "experiment": 253, "another experiment": 254,
+	} {
+		t.Run(name, func(t *testing.T) {
+			for _, units := range []uint8{0, 1, 5} {
+				ext := make([]byte, 8*(int(units)+1))
+				ext[0], ext[1] = 6, units
+				want, got := plain, Packet{}
+				want.L4, want.Payload, want.End = want.L4+len(ext), want.Payload+len(ext), want.End+len(ext)
+				if r := Parse(withOptions(tcp6(t), number, ext), &got); r != OK {
+					t.Fatal(r)
+				}
+				if d := cmp.Diff(want, got); d != "" {
+					t.Errorf("-want +got:\n%s", d)
+				}
+			}
+		})
+	}
+}
+
 func TestParseFragments(t *testing.T) {
 	for _, tt := range []struct {
 		name    string

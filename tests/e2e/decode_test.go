@@ -77,8 +77,8 @@ func contains(t *testing.T, text string, lines ...string) {
 	}
 }
 
-// exchange4 sends m to the server and waits for the reply.
-func (c *client) exchange4(t *testing.T, pc net.PacketConn, m *dhcpv4.DHCPv4) {
+// exchange4 sends m to the server and returns the reply.
+func (c *client) exchange4(t *testing.T, pc net.PacketConn, m *dhcpv4.DHCPv4) *dhcpv4.DHCPv4 {
 	t.Helper()
 	b := make([]byte, 2048)
 	for range 10 {
@@ -92,11 +92,12 @@ func (c *client) exchange4(t *testing.T, pc net.PacketConn, m *dhcpv4.DHCPv4) {
 				break
 			}
 			if r, err := dhcpv4.FromBytes(b[:n]); err == nil && r.TransactionID == m.TransactionID {
-				return
+				return r
 			}
 		}
 	}
 	t.Errorf("no reply to %v", m)
+	return nil
 }
 
 // exchange6 is exchange4 for DHCPv6.

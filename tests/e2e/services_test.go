@@ -61,6 +61,44 @@ func TestServicesThatAreSwitchedOff(t *testing.T) {
 	}
 }
 
+// Without a network on the host there are services all the same, but for DHCPv6, which has no address to
+// assign: the guest makes itself a link-local one, and we are its router.
+func TestServicesWithoutANetwork(t *testing.T) {
+	t.Parallel()
+	b := newBed(t, defaultBed)
+	if err := b.Host.IP("link set h0 down"); err != nil {
+		t.Fatal(err)
+	}
+	c := &client{connection: attach(t, b, "-q", "-D", "none", "-I", "h0"), dir: scratch(t)}
+	if err := c.target.IP("link set h0 up"); err != nil {
+		t.Fatal(err)
+	}
+	pc, err := c.target.ListenPacket("udp4", ":68")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := dhcpv4.NewDiscovery(net.HardwareAddr{2, 0, 0, 0, 0, 9}, dhcpv4.WithBroadcast(true))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.target.IP("address add 169.254.2.9/16 dev h0\nroute add default dev h0"); err != nil {
+		t.Fatal(err)
+	}
+	r := c.exchange4(t, pc, m)
+	pc.Close()
+	if r == nil || r.YourIPAddr.String() != "169.254.2.1" || r.SubnetMask().String() != "ffff0000" || len(r.Router()) != 1 || r.Router()[0].String() != "169.254.2.2" {
+		t.Errorf("DHCP: %v", r)
+	}
+	c.linkLocal(t)
+	waitFor(t, "a route by router advertisement", func() bool {
+		out, err := c.target.Output(t.Context(), bed.Root, "ip", "-6", "route", "show", "default")
+		return err == nil && strings.Contains(out, "via fe80::1 dev h0 proto ra")
+	})
+	if c.dhcpv6Answers(t) {
+		t.Error("an answer of DHCPv6")
+	}
+}
+
 // answers sends query to addr, twice at most, and reports whether anything comes back.
 func (c *client) answers(t *testing.T, network, own string, to *net.UDPAddr, query []byte) bool {
 	t.Helper()
