@@ -3,40 +3,15 @@ package icmp
 import (
 	"bytes"
 	"encoding/binary"
-	"os"
-	"runtime"
 	"testing"
 	"time"
 
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
+	"fusilli/internal/leaktest"
 	"fusilli/tapio/frame"
 )
-
-// nothingLeft checks at the end of the test, after everything that is registered later, that there are as
-// many goroutines and descriptors as now.
-func nothingLeft(t *testing.T) {
-	count := func() (goroutines, files int) {
-		d, err := os.ReadDir("/proc/self/fd")
-		if err != nil {
-			t.Fatal(err)
-		}
-		return runtime.NumGoroutine(), len(d)
-	}
-	goroutines, files := count()
-	t.Cleanup(func() {
-		for end := time.Now().Add(patience); ; time.Sleep(100 * time.Microsecond) {
-			g, f := count()
-			if g <= goroutines && f <= files {
-				return
-			}
-			if time.Now().After(end) {
-				t.Fatalf("%d goroutines, before %d; %d descriptors, before %d", g, goroutines, f, files)
-			}
-		}
-	})
-}
 
 // FuzzFlow has a guest ask anything of a flow that runs, and the host answer anything: four bytes each, for
 // what is done, a type or how often, a sequence number and a length. Each request leaves once, in this order,
@@ -54,7 +29,7 @@ func FuzzFlow(f *testing.F) {
 		f.Add(ops)
 	}
 	f.Fuzz(func(t *testing.T, ops []byte) {
-		nothingLeft(t)
+		leaktest.NothingLeft(t, patience)
 		fam := families[len(ops)%4&1]
 		k := newKernel(t)
 		b := newBed(t, fam, k, zap.NewNop())

@@ -5,14 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
-	"runtime"
 	"sync"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"fusilli/internal/leaktest"
 	"fusilli/tapio/frame"
 )
 
@@ -86,7 +85,7 @@ type fuzzGuest struct {
 }
 
 func newFuzzGuest(t *testing.T, accepted bool) *fuzzGuest {
-	nothingLeft(t)
+	leaktest.NothingLeft(t, patience)
 	g := &fuzzGuest{ends: map[int]bool{}, peerDone: make(chan struct{})}
 	if accepted {
 		g.bed = newAccepted(t, families[0])
@@ -101,32 +100,6 @@ func newFuzzGuest(t *testing.T, accepted bool) *fuzzGuest {
 	})
 	g.peer.Go(g.watch)
 	return g
-}
-
-// nothingLeft checks at the end of the test, after everything that is registered later, that there are as
-// many goroutines and descriptors as now.
-func nothingLeft(t *testing.T) {
-	count := func() (goroutines, files int) {
-		d, err := os.ReadDir("/proc/self/fd")
-		if err != nil {
-			t.Fatal(err)
-		}
-		return runtime.NumGoroutine(), len(d)
-	}
-	goroutines, files := count()
-	t.Cleanup(func() {
-		for end := time.Now().Add(patience); ; time.Sleep(100 * time.Microsecond) {
-			g, f := count()
-			if g <= goroutines && f <= files {
-				return
-			}
-			if time.Now().After(end) {
-				stacks := make([]byte, 1<<16)
-				t.Fatalf("%d goroutines, before %d; %d descriptors, before %d\n%s", g, goroutines, f, files,
-					stacks[:runtime.Stack(stacks, true)])
-			}
-		}
-	})
 }
 
 // watch looks at what the guest receives until the link is closed.

@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"fusilli/internal/leaktest"
 	"fusilli/tapio/frame"
 )
 
@@ -57,7 +58,7 @@ type shaking struct {
 }
 
 func newShaking(t *testing.T, accepted bool) *shaking {
-	nothingLeft(t)
+	leaktest.NothingLeft(t, patience)
 	g := &shaking{fuzzGuest: &fuzzGuest{ends: map[int]bool{}, peerDone: make(chan struct{})}, accepted: accepted}
 	if accepted {
 		g.bed = newAccepted(t, families[0])

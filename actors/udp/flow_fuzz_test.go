@@ -6,40 +6,15 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
-	"runtime"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"fusilli/actors/sock"
+	"fusilli/internal/leaktest"
 	"fusilli/tapio/frame"
 )
-
-// nothingLeft checks at the end of the test, after everything that is registered later, that there are as
-// many goroutines and descriptors as now.
-func nothingLeft(t *testing.T) {
-	count := func() (goroutines, files int) {
-		d, err := os.ReadDir("/proc/self/fd")
-		if err != nil {
-			t.Fatal(err)
-		}
-		return runtime.NumGoroutine(), len(d)
-	}
-	goroutines, files := count()
-	t.Cleanup(func() {
-		for end := time.Now().Add(patience); ; time.Sleep(100 * time.Microsecond) {
-			g, f := count()
-			if g <= goroutines && f <= files {
-				return
-			}
-			if time.Now().After(end) {
-				t.Fatalf("%d goroutines, before %d; %d descriptors, before %d", g, goroutines, f, files)
-			}
-		}
-	})
-}
 
 // The operations of FuzzFlow: three bytes each.
 const (
@@ -97,7 +72,7 @@ type scene struct {
 }
 
 func newScene(t *testing.T, fam family) *scene {
-	nothingLeft(t)
+	leaktest.NothingLeft(t, patience)
 	s := &scene{peer: peer(t, fam), stranger: peer(t, fam), buf: make([]byte, 65536)}
 	s.at = s.peer.LocalAddr().(*net.UDPAddr).AddrPort()
 	s.bed = newBed(t, fam, s.at.Port(), options{})

@@ -39,11 +39,29 @@ func guestImage(chosen []benchCase) ([]string, error) {
 // passt is the program beside im's that is called passt.
 func (im impl) passt() string { return filepath.Join(filepath.Dir(im.path), "passt") }
 
-// startPasst starts im's passt on the bed's host and waits for its socket.
-func (im impl) startPasst(ctx context.Context, b *bed.Bed, mtu int, socket string) (*bed.Process, error) {
-	proc, err := b.Host.Spawn(bed.Nobody, exec.Command(im.passt(), "-f", "-q", "--no-map-gw", "-m", strconv.Itoa(mtu), "-s", socket))
+// startPasst starts im's passt on the bed's host and waits for its socket. stop ends it.
+func (im impl) startPasst(ctx context.Context, b *bed.Bed, mtu int) (proc *bed.Process, socket string, stop func(), err error) {
+	dir, err := os.MkdirTemp("/run", "passt")
 	if err != nil {
-		return nil, err
+		return nil, "", nil, err
+	}
+	stop = func() { os.RemoveAll(dir) }
+	defer func() {
+		if err != nil {
+			stop()
+		}
+	}()
+	if err := os.Chmod(dir, 0o777); err != nil {
+		return nil, "", nil, err
+	}
+	socket = filepath.Join(dir, "socket")
+	proc, err = b.Host.Spawn(bed.Nobody, exec.Command(im.passt(), "-f", "-q", "--no-map-gw", "-m", strconv.Itoa(mtu), "-s", socket))
+	if err != nil {
+		return nil, "", nil, err
+	}
+	stop = func() {
+		proc.Stop(5 * time.Second)
+		os.RemoveAll(dir)
 	}
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
@@ -52,30 +70,20 @@ func (im impl) startPasst(ctx context.Context, b *bed.Bed, mtu int, socket strin
 		return err == nil, nil
 	})
 	if err != nil {
-		proc.Stop(5 * time.Second)
-		return nil, fmt.Errorf("%w: %s", err, proc.Stderr())
+		err = fmt.Errorf("%w: %s", err, proc.Stderr())
 	}
-	return proc, nil
+	return proc, socket, stop, err
 }
 
 // machine returns the case of a guest in QEMU with the given MTU: it boots once, and does all. Under
 // emulation the guest is the slow one, and the figure that counts is the translator's CPU time.
 func machine(mtu int, d time.Duration) func(context.Context, impl, *bed.Bed, string) ([]figure, error) {
 	return func(ctx context.Context, im impl, b *bed.Bed, self string) ([]figure, error) {
-		dir, err := os.MkdirTemp("/run", "machine")
+		proc, socket, stop, err := im.startPasst(ctx, b, mtu)
 		if err != nil {
 			return nil, err
 		}
-		defer os.RemoveAll(dir)
-		if err := os.Chmod(dir, 0o777); err != nil {
-			return nil, err
-		}
-		socket := filepath.Join(dir, "socket")
-		proc, err := im.startPasst(ctx, b, mtu, socket)
-		if err != nil {
-			return nil, err
-		}
-		defer proc.Stop(5 * time.Second)
+		defer stop()
 		ctx, cancel := context.WithTimeout(ctx, bootLimit+6*d)
 		defer cancel()
 		vm, err := guest.Start(ctx, guest.Config{

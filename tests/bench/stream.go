@@ -9,8 +9,6 @@ import (
 	"io"
 	"net"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"sync"
 	"time"
 
@@ -40,20 +38,11 @@ func streamCases(d time.Duration) []benchCase {
 
 // stream measures one transfer.
 func stream(ctx context.Context, im impl, b *bed.Bed, self string, mtu int, gbps float64, d time.Duration) ([]figure, error) {
-	dir, err := os.MkdirTemp("/run", "stream")
+	proc, socket, stop, err := im.startPasst(ctx, b, mtu)
 	if err != nil {
 		return nil, err
 	}
-	defer os.RemoveAll(dir)
-	if err := os.Chmod(dir, 0o777); err != nil {
-		return nil, err
-	}
-	socket := filepath.Join(dir, "socket")
-	proc, err := im.startPasst(ctx, b, mtu, socket)
-	if err != nil {
-		return nil, err
-	}
-	defer proc.Stop(5 * time.Second)
+	defer stop()
 	far, err := generate(b.Far, self, "tcp-server", ":"+port)
 	if err != nil {
 		return nil, err

@@ -2,7 +2,6 @@ package clients
 
 import (
 	"bufio"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -23,45 +22,30 @@ import (
 // gets back what it sends until it says that it has no more.
 func greet(t *testing.T, n *bed.NS, addr string) {
 	t.Helper()
-	l, err := n.Listen("tcp", addr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { l.Close() })
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				defer c.Close()
-				c.SetDeadline(time.Now().Add(limit))
-				fmt.Fprintln(c, seen(c.RemoteAddr()))
-				io.Copy(c, c)
-			}()
+	serving(t)(n.ServeTCP(addr, func(c net.Conn) {
+		c.SetDeadline(time.Now().Add(limit))
+		fmt.Fprintln(c, seen(c.RemoteAddr()))
+		io.Copy(c, c)
+	}))
+}
+
+// serving has what serves end with the test.
+func serving(t *testing.T) func(io.Closer, error) {
+	return func(c io.Closer, err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
 		}
-	}()
+		t.Cleanup(func() { c.Close() })
+	}
 }
 
 // echo answers datagrams to addr in n with the sender's address as seen there.
 func echo(t *testing.T, n *bed.NS, addr string) {
 	t.Helper()
-	c, err := n.ListenPacket("udp", addr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { c.Close() })
-	go func() {
-		b := make([]byte, 1<<16)
-		for {
-			m, from, err := c.ReadFrom(b)
-			if err != nil {
-				return
-			}
-			c.WriteTo(fmt.Appendf(nil, "%s %s\n", seen(from), strings.TrimSpace(string(b[:m]))), from)
-		}
-	}()
+	serving(t)(n.ServeUDP(addr, func(_, from net.Addr, b []byte) []byte {
+		return fmt.Appendf(nil, "%s %s\n", seen(from), strings.TrimSpace(string(b)))
+	}))
 }
 
 // seen is the address without port, zone and mapped form.
@@ -142,43 +126,7 @@ const answerAddr = "192.0.2.77"
 // resolver serves DNS over UDP and TCP at addr in n: every name has answerAddr.
 func resolver(t *testing.T, n *bed.NS, addr string) {
 	t.Helper()
-	pc, err := n.ListenPacket("udp", addr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { pc.Close() })
-	l, err := n.Listen("tcp", addr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { l.Close() })
-	go func() {
-		b := make([]byte, 1<<16)
-		for {
-			m, from, err := pc.ReadFrom(b)
-			if errors.Is(err, net.ErrClosed) {
-				return
-			}
-			if a := answer(b[:m]); err == nil && a != nil {
-				pc.WriteTo(a, from)
-			}
-		}
-	}()
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				defer c.Close()
-				c.SetDeadline(time.Now().Add(limit))
-				if q, err := readDNS(c); err == nil {
-					writeDNS(c, answer(q))
-				}
-			}()
-		}
-	}()
+	serving(t)(n.ServeDNS(addr, answer))
 }
 
 func answer(query []byte) []byte {
@@ -198,22 +146,6 @@ func answer(query []byte) []byte {
 		return nil
 	}
 	return b
-}
-
-// readDNS and writeDNS move a message with its length, as TCP has it (RFC 1035, 4.2.2).
-func readDNS(c net.Conn) ([]byte, error) {
-	var h [2]byte
-	if _, err := io.ReadFull(c, h[:]); err != nil {
-		return nil, err
-	}
-	b := make([]byte, binary.BigEndian.Uint16(h[:]))
-	_, err := io.ReadFull(c, b)
-	return b, err
-}
-
-func writeDNS(c net.Conn, b []byte) error {
-	_, err := c.Write(append(binary.BigEndian.AppendUint16(nil, uint16(len(b))), b...))
-	return err
 }
 
 // resolve asks the resolver at addr from n for a name's address, a few times over UDP.
@@ -237,8 +169,8 @@ func resolve(t *testing.T, n *bed.NS, network, addr string, tries int) (string, 
 		b, err = persist(c, b, tries)
 	} else {
 		c.SetDeadline(time.Now().Add(time.Duration(tries) * time.Second))
-		if err = writeDNS(c, b); err == nil {
-			b, err = readDNS(c)
+		if err = bed.WriteDNS(c, b); err == nil {
+			b, err = bed.ReadDNS(c)
 		}
 	}
 	if err != nil {

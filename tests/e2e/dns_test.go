@@ -1,10 +1,7 @@
 package e2e
 
 import (
-	"encoding/binary"
-	"errors"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"strings"
@@ -20,43 +17,7 @@ import (
 // address is a TXT record that says where the resolver is.
 func resolver(t *testing.T, n *bed.NS, addr string) {
 	t.Helper()
-	pc, err := n.ListenPacket("udp", addr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { pc.Close() })
-	l, err := n.Listen("tcp", addr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { l.Close() })
-	go func() {
-		b := make([]byte, 1<<16)
-		for {
-			n, from, err := pc.ReadFrom(b)
-			if errors.Is(err, net.ErrClosed) {
-				return
-			}
-			if a := answer(b[:n], addr); err == nil && a != nil {
-				pc.WriteTo(a, from)
-			}
-		}
-	}()
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				defer c.Close()
-				c.SetDeadline(time.Now().Add(limit))
-				if q, err := readDNS(c); err == nil {
-					writeDNS(c, answer(q, addr))
-				}
-			}()
-		}
-	}()
+	serving(t)(n.ServeDNS(addr, func(q []byte) []byte { return answer(q, addr) }))
 }
 
 func answer(query []byte, text string) []byte {
@@ -74,22 +35,6 @@ func answer(query []byte, text string) []byte {
 		return nil
 	}
 	return b
-}
-
-// readDNS and writeDNS move a message with its length, as TCP has it (RFC 1035, 4.2.2).
-func readDNS(c net.Conn) ([]byte, error) {
-	var h [2]byte
-	if _, err := io.ReadFull(c, h[:]); err != nil {
-		return nil, err
-	}
-	b := make([]byte, binary.BigEndian.Uint16(h[:]))
-	_, err := io.ReadFull(c, b)
-	return b, err
-}
-
-func writeDNS(c net.Conn, b []byte) error {
-	_, err := c.Write(append(binary.BigEndian.AppendUint16(nil, uint16(len(b))), b...))
-	return err
 }
 
 const queryID = 4711
@@ -122,8 +67,8 @@ func (c *connection) resolve(t *testing.T, network, addr string) (string, error)
 		b, err = ask(conn, b)
 	} else {
 		conn.SetDeadline(time.Now().Add(limit))
-		if err = writeDNS(conn, b); err == nil {
-			b, err = readDNS(conn)
+		if err = bed.WriteDNS(conn, b); err == nil {
+			b, err = bed.ReadDNS(conn)
 		}
 	}
 	if err != nil {

@@ -3,6 +3,7 @@ package e2e
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"testing"
 	"time"
@@ -13,23 +14,10 @@ import (
 )
 
 // greeter accepts connections in n on addr and says name on each.
-func greeter(t *testing.T, n *bed.NS, addr, name string) net.Listener {
+func greeter(t *testing.T, n *bed.NS, addr, name string) io.Closer {
 	t.Helper()
-	l, err := n.Listen("tcp", addr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { l.Close() })
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			fmt.Fprint(c, name)
-			c.Close()
-		}
-	}()
+	l, err := n.ServeTCP(addr, func(c net.Conn) { fmt.Fprint(c, name) })
+	serving(t)(l, err)
 	return l
 }
 

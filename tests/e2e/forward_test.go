@@ -53,26 +53,12 @@ func parseWitness(line string) (w witness, err error) {
 func serveStreams(t *testing.T, n *bed.NS, ports ...int) {
 	t.Helper()
 	for _, port := range ports {
-		l, err := n.Listen("tcp", fmt.Sprintf(":%d", port))
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { l.Close() })
-		go func() {
-			for {
-				c, err := l.Accept()
-				if err != nil {
-					return
-				}
-				go func() {
-					defer c.Close()
-					c.SetDeadline(time.Now().Add(limit))
-					fmt.Fprintln(c, witness{plain(c.RemoteAddr()), plain(c.LocalAddr())})
-					io.Copy(c, c)
-					c.(*net.TCPConn).CloseWrite()
-				}()
-			}
-		}()
+		serving(t)(n.ServeTCP(fmt.Sprintf(":%d", port), func(c net.Conn) {
+			c.SetDeadline(time.Now().Add(limit))
+			fmt.Fprintln(c, witness{plain(c.RemoteAddr()), plain(c.LocalAddr())})
+			io.Copy(c, c)
+			c.(*net.TCPConn).CloseWrite()
+		}))
 	}
 }
 
@@ -82,21 +68,9 @@ func serveDatagrams(t *testing.T, n *bed.NS, addrs []string, ports ...int) {
 	t.Helper()
 	for _, addr := range addrs {
 		for _, port := range ports {
-			c, err := n.ListenPacket("udp", net.JoinHostPort(addr, fmt.Sprint(port)))
-			if err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(func() { c.Close() })
-			go func() {
-				b := make([]byte, 1<<16)
-				for {
-					m, from, err := c.ReadFrom(b)
-					if err != nil {
-						return
-					}
-					c.WriteTo(fmt.Appendf(nil, "%v\n%s", witness{plain(from), plain(c.LocalAddr())}, b[:m]), from)
-				}
-			}()
+			serving(t)(n.ServeUDP(net.JoinHostPort(addr, fmt.Sprint(port)), func(local, from net.Addr, b []byte) []byte {
+				return fmt.Appendf(nil, "%v\n%s", witness{plain(from), plain(local)}, b)
+			}))
 		}
 	}
 }

@@ -9,6 +9,7 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -183,6 +184,17 @@ func (c *connection) usage(t *testing.T) bed.Usage {
 		t.Fatal(err)
 	}
 	return u
+}
+
+// serving has what serves end with the test.
+func serving(t *testing.T) func(io.Closer, error) {
+	return func(c io.Closer, err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+	}
 }
 
 // scratch makes a directory that every user may write to.

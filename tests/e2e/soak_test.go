@@ -342,40 +342,11 @@ func fill(b []byte, rnd *rand.Rand) {
 // echoStreams sends back what comes over connections to addr of ns.
 func echoStreams(t *testing.T, ns *bed.NS, addr string) {
 	t.Helper()
-	l, err := ns.Listen("tcp", addr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { l.Close() })
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				io.Copy(c, c)
-				c.Close()
-			}()
-		}
-	}()
+	serving(t)(ns.ServeTCP(addr, func(c net.Conn) { io.Copy(c, c) }))
 }
 
 // echoDatagrams sends back what comes as datagrams to addr of ns.
 func echoDatagrams(t *testing.T, ns *bed.NS, addr string) {
 	t.Helper()
-	c, err := ns.ListenPacket("udp", addr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { c.Close() })
-	go func() {
-		for b := make([]byte, 1<<16); ; {
-			n, from, err := c.ReadFrom(b)
-			if err != nil {
-				return
-			}
-			c.WriteTo(b[:n], from)
-		}
-	}()
+	serving(t)(ns.ServeUDP(addr, func(_, _ net.Addr, b []byte) []byte { return b }))
 }
