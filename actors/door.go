@@ -4,6 +4,7 @@ import (
 	"runtime"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"fusilli/actors/flow"
 	"fusilli/tapio/frame"
@@ -18,6 +19,12 @@ const (
 	doorFrames = 4096
 	doorBytes  = 512 << 10
 
+	// Whoever waits for the link or a socket is not among those whose turn it is before the scheduler has
+	// asked the kernel for them. While others can run it does that once in 10 ms only: a transfer gets one
+	// window in that time. It does so at once when nobody can run, that is while we sleep.
+	maxUnpolled = flow.Time(1e6)        // 1 ms
+	pollTime    = 20 * time.Microsecond // up to 1 ms if there is nothing else to do
+
 	minTurn, maxTurn = flow.Time(50e3), flow.Time(10e6) // 50 µs, 10 ms
 )
 
@@ -29,7 +36,8 @@ const (
 type door struct {
 	e *Engine
 
-	until atomic.Int64 // when the turn is over of those that begin, in flow.Time
+	polled atomic.Int64 // when somebody has last slept for those who wait for the link or a socket, in flow.Time
+	until  atomic.Int64 // when the turn is over of those that begin, likewise
 
 	mu     sync.Mutex
 	inside int
@@ -121,7 +129,11 @@ func (d *door) takeTurns() {
 	if now < flow.Time(d.until.Load()) {
 		return
 	}
-	runtime.Gosched()
+	if last := d.polled.Load(); now < flow.Time(last)+maxUnpolled || !d.polled.CompareAndSwap(last, int64(now)) {
+		runtime.Gosched()
+	} else {
+		time.Sleep(pollTime)
+	}
 	then := flow.Now()
 	d.until.Store(int64(then + min(max(then-now, minTurn), maxTurn)))
 }
