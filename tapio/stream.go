@@ -19,6 +19,9 @@ import (
 // much of it as net.core.wmem_max and rmem_max permit.
 const socketBuffer = 1 << 30
 
+// acceptPause is the time between attempts to accept a client for which there is no descriptor or memory.
+const acceptPause = 100 * time.Millisecond
+
 // ErrClientGone is what Read returns when the client has gone and the link was made for one only.
 var ErrClientGone = errors.New("client is gone")
 
@@ -144,6 +147,7 @@ func (s *Stream) accept() {
 		s.failed <- err
 		return
 	}
+	short := false // of descriptors or memory
 	for {
 		fd := -1
 		var failure error
@@ -162,10 +166,22 @@ func (s *Stream) accept() {
 			return
 		case failure == unix.EINTR || failure == unix.ECONNABORTED:
 			continue
+		case failure == unix.EMFILE || failure == unix.ENFILE || failure == unix.ENOBUFS || failure == unix.ENOMEM:
+			// It passes, and who wants to connect waits.
+			if !short {
+				s.log.Warn("No client can be accepted at present", zap.Error(failure))
+			}
+			short = true
+			select {
+			case <-time.After(acceptPause):
+			case <-s.done:
+			}
+			continue
 		case failure != nil:
 			s.failed <- failure
 			return
 		}
+		short = false
 		s.admit(fd)
 	}
 }

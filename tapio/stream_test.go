@@ -297,6 +297,43 @@ func TestStreamReset(t *testing.T) {
 	l.logged(t, "Client connection closed", 1)
 }
 
+// TestStreamWithoutDescriptors: a client that comes when there is no descriptor for it waits for one.
+func TestStreamWithoutDescriptors(t *testing.T) {
+	l := newListening(t, StreamOptions{})
+	c, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := os.NewFile(uintptr(c), "client")
+	defer f.Close()
+	var lim unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &lim); err != nil {
+		t.Fatal(err)
+	}
+	back := func() { unix.Setrlimit(unix.RLIMIT_NOFILE, &lim) }
+	defer back()
+	// The lowest number that is free is given out; those from the limit on are not.
+	none := lim
+	for none.Cur = 0; ; none.Cur++ {
+		if _, err := unix.FcntlInt(uintptr(none.Cur), unix.F_GETFD, 0); err != nil {
+			break
+		}
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &none); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Connect(c, &unix.SockaddrUnix{Name: l.path}); err != nil {
+		t.Fatal(err)
+	}
+	l.logged(t, "No client can be accepted at present", 1)
+	back()
+	<-l.connected
+	if _, err := f.Write(prefixed(pattern(99))); err != nil {
+		t.Fatal(err)
+	}
+	read(t, l, pattern(99))
+}
+
 // TestStreamBuffers: a client's socket has buffers as large as they may be, and nobody inherits it.
 func TestStreamBuffers(t *testing.T) {
 	l := newListening(t, StreamOptions{})
