@@ -10,8 +10,10 @@ import (
 	"fusilli/config"
 )
 
-// backlog is the number of connections that wait to be accepted on one port.
-const backlog = 128
+// backlog is the number of connections that wait to be accepted on one port, as far as net.core.somaxconn
+// permits: those of a second at the rate at which connections can be made. Where they are more than wait,
+// peers wait a second to ask again, or are reset after SYN cookies (tcp(7), listen(2)).
+const backlog = 4096
 
 // opening says how listeners of one side are opened.
 type opening struct {
