@@ -100,7 +100,10 @@ func (e shares) Leave(m *flow.Member) {
 }
 
 // Elsewhere implements flow.Sharing.
-func (e shares) Elsewhere(run flow.Run) {
+func (e shares) Elsewhere(run flow.Run) { e.deal(run, nil) }
+
+// deal has each datagram of run begin a flow of its own, if there is none yet, but for those of the flow but.
+func (e *Engine) deal(run flow.Run, but *flow.Key) {
 	var v flow.View
 	for rest := run; ; {
 		at := rest
@@ -114,6 +117,10 @@ func (e shares) Elsewhere(run flow.Run) {
 			continue
 		}
 		k := keyOf(&pkt)
+		if but != nil && k == *but {
+			one.Release()
+			continue
+		}
 		p := e.table.Lookup(&k)
 		if p == nil {
 			p = e.create(&k, v.Frame, &pkt)
@@ -142,12 +149,14 @@ func (e *Engine) sharer(k *flow.Key) *flow.Port {
 }
 
 // offerToShare has the flow of p, which is new, be found by others that may share its socket. It returns nil
-// if there is such a one already.
+// if there is such a one already. What others have sent when p ends, since its peer cannot be reached or for
+// whatever reason, goes on without it.
 func (e *Engine) offerToShare(p *flow.Port) *flow.Alias {
 	a := flow.NewAlias(p.Key().Endpoint(), p, false)
 	if e.table.Add(a) != nil {
 		return nil
 	}
 	p.Share(a)
+	p.OnLost(func(run flow.Run) { e.deal(run, p.Key()) })
 	return a
 }

@@ -131,7 +131,7 @@ func TestSoak(t *testing.T) {
 	if grown := int64(end.RSS) - int64(first.RSS); grown > 64<<20 && !raceEnabled { // slabs (see package actors)
 		t.Errorf("%d KiB more in use at the end than after the first round", grown>>10)
 	}
-	if end.Threads > first.Threads+4 {
+	if end.Threads > first.Threads+16 { // a few are made when system calls overlap, and kept
 		t.Errorf("%d threads, %d after the first round", end.Threads, first.Threads)
 	}
 }

@@ -207,6 +207,28 @@ func TestNothingIsLostInBetween(t *testing.T) {
 	})
 }
 
+// TestPeerThatCannotBeReached takes nobody with it: what the guest has sent to another one meanwhile arrives.
+func TestPeerThatCannotBeReached(t *testing.T) {
+	forFamilies(t, func(t *testing.T, fam family) {
+		nowhere := netip.AddrPortFrom(netip.MustParseAddr("203.0.113.9"), 9) // no route leads there
+		if fam.guest.Is6() {
+			nowhere = netip.AddrPortFrom(netip.MustParseAddr("2001:db8:6::9"), 9)
+		}
+		w := newWorld(t, fam, time.Hour)
+		peers := fam.peers(t, 3)
+		for range 50 {
+			w.port++
+			w.send(nowhere, "x")
+			for _, p := range peers {
+				w.send(p.at, "y")
+			}
+			for _, p := range peers {
+				p.expect("y")
+			}
+		}
+	})
+}
+
 // TestListenerKeepsItsPort: a port that is listened on is nobody's alone, before or after.
 func TestListenerKeepsItsPort(t *testing.T) {
 	forFamilies(t, func(t *testing.T, fam family) {
