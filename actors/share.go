@@ -1,7 +1,9 @@
 package actors
 
 import (
+	"maps"
 	"net/netip"
+	"slices"
 	"sync"
 
 	"fusilli/actors/flow"
@@ -35,6 +37,14 @@ func (e *Engine) Listens(port uint16, on bool) {
 	for _, p := range s.claims[port] {
 		p.Stop()
 	}
+}
+
+// Shared returns the ports of the host at which flows share a socket. Anyone may call it.
+func (e *Engine) Shared() []uint16 {
+	s := &e.sharing
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Collect(maps.Keys(s.claims))
 }
 
 // shares is the flow.Sharing of an engine.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -58,6 +59,7 @@ type twin struct {
 	fds   []int
 
 	listens map[uint16]int
+	shared  []uint16
 }
 
 func (w *twin) note(fd int, b begun) {
@@ -95,6 +97,12 @@ func (w *twin) Listens(port uint16, on bool) {
 	if w.listens[port]--; on {
 		w.listens[port] += 2
 	}
+}
+
+func (w *twin) Shared() []uint16 {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Clone(w.shared)
 }
 
 func (w *twin) AcceptUDP(fd int, k flow.Key, first [][]byte) {

@@ -30,6 +30,9 @@ type Tap interface {
 	// Listens says that the UDP port of the host is listened on from now on, or is not any more: with
 	// it, flows of the guest's must not take what is for the listener.
 	Listens(port uint16, on bool)
+	// Shared returns the UDP ports of the host that have a socket of flows of the guest's: bound like
+	// that of a service, but none.
+	Shared() []uint16
 	// Guest returns where the guest was last seen, and Rules the addresses with a meaning.
 	Guest() rules.Guest
 	Rules() rules.Rules

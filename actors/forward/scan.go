@@ -104,8 +104,14 @@ func (f *Forwarder) boundFor(dir config.Direction, tcp, udp bool) (ports.Bound, 
 	if !tcp && !udp {
 		return b, nil
 	}
+	// What the guest sends from is no service either, whether it has come or gone meanwhile.
+	own := f.shared(dir, nil)
 	if err := f.scans[to(dir)].Read(&b, true, udp); err != nil {
 		return b, err
+	}
+	own = f.shared(dir, own)
+	for _, port := range own {
+		b.UDP.Remove(port)
 	}
 	// What we listen on ourselves, for the opposite direction, is nobody's service.
 	for _, r := range f.rules[1-dir] {
@@ -120,6 +126,15 @@ func (f *Forwarder) boundFor(dir config.Direction, tcp, udp bool) (ports.Bound, 
 		}
 	}
 	return b, nil
+}
+
+// shared adds to list the UDP ports, on the side that rules of a direction lead to, that flows of the guest's
+// have.
+func (f *Forwarder) shared(dir config.Direction, list []uint16) []uint16 {
+	if to(dir) != Host || f.cfg.Tap == nil {
+		return list
+	}
+	return append(list, f.cfg.Tap.Shared()...)
 }
 
 // wanted are the ports r is to listen on while bound are bound on the other side.

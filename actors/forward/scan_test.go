@@ -76,6 +76,13 @@ func TestAutoFollowsBoundPorts(t *testing.T) {
 	onHost := listen(t, p.host, "tcp", ":6000")
 	p.listens(t, config.Outbound, config.TCP, 6000)
 	p.listens(t, config.Outbound, config.UDP, 6000)
+	// Nor is what the guest's flows share.
+	p.twin.mu.Lock()
+	p.twin.shared = []uint16{6001}
+	p.twin.mu.Unlock()
+	listen(t, p.host, "udp", ":6001")
+	listen(t, p.host, "udp", ":6002")
+	p.listens(t, config.Outbound, config.UDP, 6000, 6002)
 
 	// A flow that has begun does not end with the listener.
 	dial(t, p.host, "tcp", "", "127.0.0.1:5000")

@@ -114,9 +114,8 @@ func TestPasstClients(t *testing.T) {
 	b := newBed(t, defaultBed)
 	socket := filepath.Join(scratch(t), "socket")
 	p := passt(t, b, nil, "-s", socket)
-	if !strings.Contains(p.Stderr(), "UNIX domain socket bound at "+socket+"\n") || !strings.Contains(p.Stderr(), "\nYou can now start qemu") {
-		t.Errorf("said: %s", p.Stderr())
-	}
+	said(t, p, "UNIX domain socket bound at "+socket+"\n", 1)
+	said(t, p, "\nYou can now start qemu", 1)
 	clients := 0
 	for _, tt := range []struct {
 		name string
