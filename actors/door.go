@@ -103,14 +103,17 @@ func (d *door) wait(b []byte, pkt *frame.Packet, k *flow.Key) bool {
 	return true
 }
 
-// leave says that a flow which was let in has begun, or has not and never will.
-func (d *door) leave() {
+// leave says that a flow which was let in has begun, or has not and never will. The reader does not call it.
+func (d *door) leave() { d.letIn(d.takeTurns) }
+
+// letIn has the next one that waits begin, after turns.
+func (d *door) letIn(turns func()) {
 	for {
 		c, ok := d.pop()
 		if !ok {
 			return
 		}
-		d.takeTurns()
+		turns()
 		begun := d.e.begin(&c.run)
 		if c.key.Proto == frame.ProtoTCP {
 			d.forget(&c.key)

@@ -379,7 +379,7 @@ func (e *Engine) create(k *flow.Key, b []byte, pkt *frame.Packet) *flow.Port {
 		return drop
 	}
 	if p = e.open(k, &o); p == drop || o.exists {
-		e.door.leave()
+		e.door.letIn(func() {}) // the reader does not wait
 	}
 	return p
 }

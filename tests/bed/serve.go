@@ -69,8 +69,12 @@ func (n *NS) ServeDNS(addr string, answer func(query []byte) []byte) (io.Closer,
 	}
 	tcp, err := n.ServeTCP(addr, func(c net.Conn) {
 		c.SetDeadline(time.Now().Add(serveDNSLimit))
-		if q, err := ReadDNS(c); err == nil {
-			WriteDNS(c, answer(q))
+		q, err := ReadDNS(c)
+		if err != nil {
+			return
+		}
+		if a := answer(q); a != nil {
+			WriteDNS(c, a)
 		}
 	})
 	if err != nil {
