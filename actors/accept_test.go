@@ -21,6 +21,7 @@ import (
 	"gvisor.dev/gvisor/pkg/waiter"
 
 	"fusilli/actors/flow"
+	"fusilli/internal/leaktest"
 	"fusilli/tapio"
 	"fusilli/tapio/frame"
 )
@@ -339,7 +340,7 @@ type silent struct {
 
 func newSilent(t *testing.T) *silent {
 	t.Helper()
-	before := descriptors(t)
+	before := leaktest.Descriptors(t)
 	e, link, logs := newEngine(&options{})
 	ctx, cancel := context.WithCancel(context.Background())
 	b := &bed{Engine: e, t: t, link: link, logs: logs, cancel: cancel, ended: make(chan struct{})}
@@ -350,7 +351,7 @@ func newSilent(t *testing.T) *silent {
 	t.Cleanup(func() {
 		b.stop()
 		link.Close()
-		until(t, "descriptors closed", func() bool { return descriptors(t) <= before })
+		until(t, "descriptors closed", func() bool { return leaktest.Descriptors(t) <= before })
 	})
 	return &silent{b, make([]byte, frame.MaxFrame)}
 }

@@ -7,7 +7,6 @@ import (
 	"io"
 	"net"
 	"net/netip"
-	"os"
 	"testing"
 	"time"
 
@@ -23,6 +22,7 @@ import (
 	"fusilli/actors/neigh"
 	"fusilli/actors/rules"
 	"fusilli/actors/sock"
+	"fusilli/internal/leaktest"
 	"fusilli/tapio"
 	"fusilli/tapio/frame"
 )
@@ -121,7 +121,7 @@ func newEngine(o *options) (*Engine, *tapio.End, *observer.ObservedLogs) {
 // leaves nothing behind.
 func newBed(t testing.TB, o options) *bed {
 	t.Helper()
-	before := descriptors(t)
+	before := leaktest.Descriptors(t)
 	e, link, logs := newEngine(&o)
 	ctx, cancel := context.WithCancel(context.Background())
 	b := &bed{Engine: e, t: t, link: link, logs: logs, cancel: cancel, ended: make(chan struct{})}
@@ -133,7 +133,7 @@ func newBed(t testing.TB, o options) *bed {
 	t.Cleanup(func() {
 		b.stop()
 		b.guest.close()
-		until(t, "descriptors closed", func() bool { return descriptors(t) <= before })
+		until(t, "descriptors closed", func() bool { return leaktest.Descriptors(t) <= before })
 	})
 	return b
 }
@@ -219,16 +219,6 @@ func until(t testing.TB, what string, cond func() bool) {
 			t.Fatalf("%s: not after %v", what, patience)
 		}
 	}
-}
-
-// descriptors returns the number of open descriptors.
-func descriptors(t testing.TB) int {
-	t.Helper()
-	d, err := os.ReadDir("/proc/self/fd")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return len(d)
 }
 
 // scaled returns n, or less if everything is slower.

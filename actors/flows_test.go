@@ -244,6 +244,11 @@ func TestFlowTableFull(t *testing.T) {
 	for range max {
 		g, h := b.connect(fam, l)
 		guests, hosts = append(guests, g), append(hosts, h)
+		// One whose handshake is not over for us gives way.
+		g.Write([]byte("x"))
+		if _, err := io.ReadFull(h, make([]byte, 1)); err != nil {
+			t.Fatal(err)
+		}
 	}
 	for range 3 {
 		ctx, cancel := context.WithCancel(t.Context())

@@ -19,6 +19,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 
 	"fusilli/actors/flow"
+	"fusilli/internal/leaktest"
 	"fusilli/tapio/frame"
 )
 
@@ -99,7 +100,7 @@ func besiege(t *testing.T, o options) *siege {
 	paces := []int64{s.glance(), s.glance(), s.glance()}
 	slices.Sort(paces)
 	s.pace = paces[1]
-	s.memory, s.gos, s.fds = inUse(), runtime.NumGoroutine(), descriptors(t)
+	s.memory, s.gos, s.fds = inUse(), runtime.NumGoroutine(), leaktest.Descriptors(t)
 	return s
 }
 
@@ -132,7 +133,7 @@ func (s *siege) holds(flows, gosEach, fdsEach int) {
 	if n := runtime.NumGoroutine(); n > s.gos+flows*gosEach+100 {
 		s.t.Errorf("%d goroutines, %d before", n, s.gos)
 	}
-	if n := descriptors(s.t); n > s.fds+flows*fdsEach+100 {
+	if n := leaktest.Descriptors(s.t); n > s.fds+flows*fdsEach+100 {
 		s.t.Errorf("%d descriptors, %d before", n, s.fds)
 	}
 	if !raceEnabled && memory > s.memory+uint64(flows*flowBytes)+spareBytes {

@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"fusilli/internal/leaktest"
 	"golang.org/x/sys/unix"
 )
 
@@ -85,11 +86,11 @@ func TestFloodTakesAllDescriptors(t *testing.T) {
 	b := newBed(t, options{})
 	fam := families[0]
 	l, port := listen(t, fam), deaf(t)
-	before := descriptors(t)
+	before := leaktest.Descriptors(t)
 	for i := range 10 {
 		b.link.Write(raw(uint16(1024+i), port, 2, 1, 0, 4096))
 	}
-	until(t, "their sockets", func() bool { return b.Flows() == 10 && descriptors(t) >= before+10 })
+	until(t, "their sockets", func() bool { return b.Flows() == 10 && leaktest.Descriptors(t) >= before+10 })
 	enough := noDescriptors(t, 0)
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()

@@ -6,7 +6,6 @@ import (
 	"encoding/binary"
 	"net"
 	"net/netip"
-	"os"
 	"testing"
 	"time"
 
@@ -19,6 +18,7 @@ import (
 	"fusilli/actors/dhcpv6"
 	"fusilli/actors/neigh"
 	"fusilli/actors/rules"
+	"fusilli/internal/leaktest"
 	"fusilli/tapio"
 	"fusilli/tapio/frame"
 )
@@ -79,7 +79,7 @@ type datagram struct {
 
 func newWorld(t testing.TB, fam family, idle time.Duration, change ...func(*actors.Config)) *world {
 	t.Helper()
-	before := descriptors(t)
+	before := leaktest.Descriptors(t)
 	ours, theirs := tapio.Pipe(tapio.PipeOptions{WithoutToB: tapio.USO, Queue: 1 << 14})
 	core, logs := observer.New(zapcore.DebugLevel)
 	c := actors.Config{
@@ -116,7 +116,7 @@ func newWorld(t testing.TB, fam family, idle time.Duration, change ...func(*acto
 		if n := w.Counters().Panics.Load(); n != 0 {
 			t.Errorf("%d flows have panicked: %v", n, logs.FilterMessageSnippet("fault").All())
 		}
-		until(t, "descriptors closed", func() bool { return descriptors(t) <= before })
+		until(t, "descriptors closed", func() bool { return leaktest.Descriptors(t) <= before })
 	})
 	return w
 }
@@ -261,16 +261,6 @@ func (w *world) exchange(p *peer, data string) netip.AddrPort {
 	p.answer(from, data+data)
 	w.expect(p.at, data+data)
 	return from
-}
-
-// descriptors returns the number of open descriptors.
-func descriptors(t testing.TB) int {
-	t.Helper()
-	d, err := os.ReadDir("/proc/self/fd")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return len(d)
 }
 
 // until waits for cond.

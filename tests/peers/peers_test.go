@@ -14,6 +14,7 @@ import (
 	"fusilli/actors"
 	"fusilli/actors/flow"
 	"fusilli/actors/sock"
+	"fusilli/internal/leaktest"
 )
 
 // TestOneSocketForAThousandPeers: they all see one and the same port of the host, the first as well as those
@@ -23,7 +24,7 @@ func TestOneSocketForAThousandPeers(t *testing.T) {
 		const n = 1200
 		w := newWorld(t, fam, time.Hour)
 		peers := fam.peers(t, n)
-		before := descriptors(t)
+		before := leaktest.Descriptors(t)
 		if from := w.exchange(peers[0], "first"); from.Port() != w.port {
 			t.Fatalf("the first peer sees %v, want port %d", from, w.port)
 		}
@@ -32,7 +33,7 @@ func TestOneSocketForAThousandPeers(t *testing.T) {
 				t.Fatalf("peer %d sees %v, want port %d", i, from, w.port)
 			}
 		}
-		if got := descriptors(t) - before; got != 1 {
+		if got := leaktest.Descriptors(t) - before; got != 1 {
 			t.Errorf("%d descriptors for %d peers", got, n)
 		}
 		if got := w.Flows(); got != n {
@@ -134,7 +135,7 @@ func TestPeersExpire(t *testing.T) {
 	forFamilies(t, func(t *testing.T, fam family) {
 		w := newWorld(t, fam, time.Second)
 		peers := fam.peers(t, 30)
-		before := descriptors(t)
+		before := leaktest.Descriptors(t)
 		for _, p := range peers {
 			w.exchange(p, "x")
 		}
@@ -153,7 +154,7 @@ func TestPeersExpire(t *testing.T) {
 			}
 		}
 		until(t, "all gone", func() bool { return w.Flows() == 0 })
-		if got := descriptors(t) - before; got != 0 {
+		if got := leaktest.Descriptors(t) - before; got != 0 {
 			t.Errorf("%d descriptors are left", got)
 		}
 		w.exchange(peers[5], "anew")
@@ -234,11 +235,11 @@ func TestListenerKeepsItsPort(t *testing.T) {
 	forFamilies(t, func(t *testing.T, fam family) {
 		w := newWorld(t, fam, time.Hour)
 		peers := fam.peers(t, 6)
-		before := descriptors(t)
+		before := leaktest.Descriptors(t)
 		for _, p := range peers[:3] {
 			w.exchange(p, "shared")
 		}
-		if got := descriptors(t) - before; got != 1 {
+		if got := leaktest.Descriptors(t) - before; got != 1 {
 			t.Fatalf("%d descriptors", got)
 		}
 		w.Listens(w.port, true)
@@ -250,14 +251,14 @@ func TestListenerKeepsItsPort(t *testing.T) {
 				}
 			}
 		}
-		if got := descriptors(t) - before; got != len(peers) {
+		if got := leaktest.Descriptors(t) - before; got != len(peers) {
 			t.Errorf("%d descriptors, want %d", got, len(peers))
 		}
 		w.Listens(w.port, false)
 		w.port++
 		w.exchange(peers[0], "another port")
 		w.exchange(peers[1], "another port")
-		if got := descriptors(t) - before; got != len(peers)+1 {
+		if got := leaktest.Descriptors(t) - before; got != len(peers)+1 {
 			t.Errorf("%d descriptors, want %d", got, len(peers)+1)
 		}
 	})
@@ -281,7 +282,7 @@ func TestOthersPortIsLeftToThem(t *testing.T) {
 			t.Fatal(err)
 		}
 		peers := fam.peers(t, 5)
-		before := descriptors(t)
+		before := leaktest.Descriptors(t)
 		for range 2 {
 			for _, p := range peers {
 				if from := w.exchange(p, "x"); from.Port() != w.port {
@@ -289,7 +290,7 @@ func TestOthersPortIsLeftToThem(t *testing.T) {
 				}
 			}
 		}
-		if got := descriptors(t) - before; got != len(peers) {
+		if got := leaktest.Descriptors(t) - before; got != len(peers) {
 			t.Errorf("%d descriptors, want %d", got, len(peers))
 		}
 		stranger := newPeer(t, fam.host(9))
@@ -310,7 +311,7 @@ func TestPortInUse(t *testing.T) {
 		taken := newPeer(t, fam.host(77))
 		w.port = taken.at.Port()
 		peers := fam.peers(t, 20)
-		before := descriptors(t)
+		before := leaktest.Descriptors(t)
 		seen := map[uint16]bool{}
 		for _, p := range peers {
 			seen[w.exchange(p, "x").Port()] = true
@@ -318,7 +319,7 @@ func TestPortInUse(t *testing.T) {
 		if len(seen) != 1 || seen[w.port] {
 			t.Errorf("ports %v of %d", seen, w.port)
 		}
-		if got := descriptors(t) - before; got != 1 {
+		if got := leaktest.Descriptors(t) - before; got != 1 {
 			t.Errorf("%d descriptors", got)
 		}
 	})
@@ -334,7 +335,7 @@ func TestTranslatedPeersHaveTheirOwn(t *testing.T) {
 		peers := fam.peers(t, 5)
 		for _, first := range []bool{false, true} {
 			w.port++
-			before, want := descriptors(t), 2
+			before, want := leaktest.Descriptors(t), 2
 			if first {
 				w.exchange(alias, "before")
 				if fam.guest.Is6() {
@@ -348,7 +349,7 @@ func TestTranslatedPeersHaveTheirOwn(t *testing.T) {
 				w.exchange(alias, "y")
 				w.exchange(p, "x")
 			}
-			if got := descriptors(t) - before; got != want {
+			if got := leaktest.Descriptors(t) - before; got != want {
 				t.Errorf("loopback first %v: %d descriptors, want %d", first, got, want)
 			}
 		}
