@@ -109,7 +109,7 @@ func TestLinkKeepsRateAndDelay(t *testing.T) {
 	// 1448 bytes of data in a frame of 1514.
 	want := time.Duration(size * 8 / rate * 1514 / 1448 * 1e9)
 	t.Logf("%d MiB in %v, ideal %v, %v of CPU for link, sender and receiver", size>>20, took, want, used)
-	if took < want*97/100 || took > 4*want { // slower only on a busy machine
+	if took < want*97/100 || took > 20*want { // slower only on a busy machine
 		t.Errorf("took %v, want about %v", took, want)
 	}
 

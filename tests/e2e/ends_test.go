@@ -28,7 +28,7 @@ func TestConnectingToAClosedPortIsRefused(t *testing.T) {
 			if err == nil {
 				conn.Close()
 			}
-			if took := time.Since(begin); !errors.Is(err, unix.ECONNREFUSED) || took > 2*time.Second {
+			if took := time.Since(begin); !errors.Is(err, unix.ECONNREFUSED) || took > 5*time.Second {
 				t.Errorf("%v after %v, want ECONNREFUSED at once", err, took)
 			}
 		})
@@ -58,7 +58,7 @@ func TestUnreachableDestinationFailsAtOnce(t *testing.T) {
 			if err == nil {
 				conn.Close()
 			}
-			if took := time.Since(begin); err == nil || errors.Is(err, context.DeadlineExceeded) || took > 2*time.Second {
+			if took := time.Since(begin); err == nil || errors.Is(err, context.DeadlineExceeded) || took > 5*time.Second {
 				t.Errorf("%v after %v, want a failure at once", err, took)
 			}
 		})
