@@ -28,9 +28,12 @@
 // we listen ourselves do not count as bound, or each direction would follow the other. What counts is
 // the state before the update, of both sides.
 //
+// All rules can be replaced at once. A port that both the old and the new rules listen on in the same
+// way keeps its socket, so that no connection is refused meanwhile; what has begun goes on in any case.
+//
 // # Ownership
 //
-// Forwarder.mu is held while rules change: by Add, Remove, List and the scan. side.mu guards the
+// Forwarder.mu is held while rules change: by Add, Remove, Replace, List and the scan. side.mu guards the
 // listeners of a side between their use and their end: nobody closes a descriptor that is being
 // accepted from. Neither is held while flows begin.
 //

@@ -57,6 +57,16 @@ func add(list []Failure, f Failure) []Failure {
 	return append(list, f)
 }
 
+// known reports whether all ports of f failed for the same reason before.
+func (f *Failure) known(before map[uint16]error) bool {
+	for p := int(f.Ports.First); p <= int(f.Ports.Last); p++ {
+		if before[uint16(p)] != f.Err {
+			return false
+		}
+	}
+	return true
+}
+
 // fatalText is an error whose text belongs to the command line's interface.
 type fatalText string
 

@@ -166,23 +166,16 @@ func (f *Forwarder) Add(dir config.Direction, list ...config.Rule) ([]Failure, e
 	case s == nil:
 		return nil, errNoNamespace
 	}
-	tcp, udp := false, false // to be scanned for
-	for i, r := range list {
+	tcp, udp, err := f.check(dir, list)
+	if err != nil {
+		return nil, err
+	}
+	for _, r := range list {
 		for _, old := range f.rules[dir] {
 			if r.Conflicts(old.Rule) {
 				return nil, fmt.Errorf("%s: %w", r, errConflict)
 			}
 		}
-		for _, old := range list[:i] {
-			if r.Conflicts(old) {
-				return nil, fmt.Errorf("%s: %w", r, errConflict)
-			}
-		}
-		if r.Scan && f.scans[Host] == nil {
-			return nil, fmt.Errorf("%s: %w", r, errNoNamespace)
-		}
-		tcp = tcp || r.Scan && r.Protocol == config.TCP
-		udp = udp || r.Scan && r.Protocol == config.UDP
 	}
 	bound, err := f.boundFor(dir, tcp, udp)
 	if err != nil {
@@ -222,6 +215,27 @@ func (f *Forwarder) Add(dir config.Direction, list ...config.Rule) ([]Failure, e
 	f.rules[dir] = append(f.rules[dir], made...)
 	f.quiet = false
 	return failures, nil
+}
+
+// check reports what is wrong with a list of rules by itself, and which protocols have rules to be
+// scanned for.
+func (f *Forwarder) check(dir config.Direction, list []config.Rule) (tcp, udp bool, err error) {
+	if len(list) > 0 && f.sides[from(dir)] == nil {
+		return false, false, errNoNamespace
+	}
+	for i, r := range list {
+		for _, old := range list[:i] {
+			if r.Conflicts(old) {
+				return false, false, fmt.Errorf("%s: %w", r, errConflict)
+			}
+		}
+		if r.Scan && f.scans[Host] == nil {
+			return false, false, fmt.Errorf("%s: %w", r, errNoNamespace)
+		}
+		tcp = tcp || r.Scan && r.Protocol == config.TCP
+		udp = udp || r.Scan && r.Protocol == config.UDP
+	}
+	return tcp, udp, nil
 }
 
 // Remove ends listening for list, all of it or, if one is not there, none. Flows that have begun go

@@ -86,11 +86,7 @@ func (f *Forwarder) follow(dir config.Direction, r *rule, bound *ports.Bound) {
 	}
 	for _, failure := range f.listen(s, r, &fresh) {
 		f.quiet = false // it is tried again
-		known := true
-		for p := int(failure.Ports.First); p <= int(failure.Ports.Last); p++ {
-			known = known && before[uint16(p)] == failure.Err
-		}
-		if !known {
+		if !failure.known(before) {
 			f.cfg.Log.Warn(failure.Error())
 		}
 	}

@@ -1,7 +1,6 @@
 package forward
 
 import (
-	"net"
 	"net/netip"
 	"unsafe"
 
@@ -117,9 +116,7 @@ func (o *opening) scopeOf(addr netip.Addr, ifName string) uint32 {
 		return 0
 	}
 	if ifName != "" {
-		if i, err := net.InterfaceByName(ifName); err == nil {
-			return uint32(i.Index)
-		}
+		return 0 // the socket is bound to the interface, which is the scope
 	}
 	return o.scope
 }
