@@ -36,6 +36,38 @@ func normalise(table []option, argv0 string, args []string) ([]string, error) {
 	return append(append(g.out, "--"), g.rest...), nil
 }
 
+// Flag is an option of a program of ours that is neither pasta nor passt.
+type Flag struct {
+	Long, Short string // Short is one letter, or empty
+	Arg         bool   // it takes a value
+}
+
+// Given is an option of a command line, by its long name, and its value.
+type Given struct{ Long, Value string }
+
+// Getopt reads args, a command line without argv[0], as getopt_long(3) does up to the first word that is
+// no option. It returns the options in their order, and the words that are none. With an error, a
+// *UsageError without a mode, they are those before the place of the error.
+func Getopt(flags []Flag, argv0 string, args []string) (given []Given, operands []string, err error) {
+	table := make([]option, len(flags))
+	for i, f := range flags {
+		table[i] = option{long: f.Long, short: f.Short}
+		if f.Arg {
+			table[i].arg = "VALUE"
+		}
+	}
+	words, err := normalise(table, argv0, args)
+	for i, w := range words {
+		if w == "--" {
+			operands = words[i+1:]
+			break
+		}
+		name, value, _ := strings.Cut(w[len("--"):], "=")
+		given = append(given, Given{name, value})
+	}
+	return given, operands, err
+}
+
 // getopt is the state of one normalise.
 type getopt struct {
 	table []option

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 )
 
 func TestNormalise(t *testing.T) {
@@ -185,4 +186,34 @@ func normaliseFlags(words []string) ([]string, error) {
 		}
 	}
 	return normalise(options, "pasta", words)
+}
+
+// Other programs of ours read their options in the same way.
+func TestGetoptOfAnotherProgram(t *testing.T) {
+	flags := []Flag{{"add", "A", false}, {"tcp-ports", "t", true}, {"tcp-ns", "T", true}, {"help", "h", false}}
+	for _, tt := range []struct {
+		name, args string
+		given      []Given
+		operands   []string
+		err        string
+	}{
+		{"none", "", nil, nil, ""},
+		{"in their order", "-A --tcp-ports=80 -t 81 -T82 --tcp-n 83 path", []Given{{"add", "true"}, {"tcp-ports", "80"}, {"tcp-ports", "81"}, {"tcp-ns", "82"}, {"tcp-ns", "83"}}, []string{"path"}, ""},
+		{"the first word that is none ends them", "-A path -t 80", []Given{{"add", "true"}}, []string{"path", "-t", "80"}, ""},
+		{"so do two dashes", "-- -A", nil, []string{"-A"}, ""},
+		{"a value like a word that ends them", "-t -- x", []Given{{"tcp-ports", "--"}}, []string{"x"}, ""},
+		{"unknown", "-h --nonsense path", []Given{{"help", "true"}}, nil, "p: unrecognized option '--nonsense'"},
+		{"ambiguous", "--tcp", nil, nil, "p: option '--tcp' is ambiguous; possibilities: '--tcp-ports' '--tcp-ns'"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			given, operands, err := Getopt(flags, "p", strings.Fields(tt.args))
+			text := ""
+			if err != nil {
+				text = err.Error()
+			}
+			if diff := cmp.Diff([]any{tt.given, tt.operands, tt.err}, []any{given, operands, text}, cmpopts.EquateEmpty()); diff != "" {
+				t.Errorf("- want, + got:\n%s", diff)
+			}
+		})
+	}
 }

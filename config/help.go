@@ -120,6 +120,11 @@ func helpGroup(b *bytes.Buffer, g group, mode Mode) {
 // Version writes what --version shows. Callers parse the first line: the command's name, a
 // blank and version. The error is that of w.
 func Version(w io.Writer, mode Mode, version string) error {
+	return ProgramVersion(w, mode.String(), version)
+}
+
+// ProgramVersion is Version for a program of ours that has no mode.
+func ProgramVersion(w io.Writer, name, version string) error {
 	_, err := fmt.Fprintf(w, `%s %s
 Copyright the authors of fusilli
 Apache License, Version 2.0
@@ -127,7 +132,7 @@ Apache License, Version 2.0
 You may use, change and pass on this software under the terms of that licence.
 It comes without any warranty, as far as the law permits.
 
-`, mode, version)
+`, name, version)
 	return err
 }
 

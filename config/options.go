@@ -121,8 +121,8 @@ var options = []option{
 	},
 	{
 		long: "conf-path", short: "c", arg: "PATH", group: general,
-		set:  text(func(c *Config) *string { return &c.ControlPath }, maxSockPath, "Invalid configuration path: %s"),
-		help: "UNIX socket by which pesto changes the forwarding",
+		set:  setControl,
+		help: "socket by which pesto changes the forwarding, or none",
 	},
 	{
 		long: "fd", short: "F", arg: "FD", group: general, set: setFD,

@@ -188,6 +188,8 @@ func TestOptions(t *testing.T) {
 		{pasta, "-P /p", func(c *Config) { c.PIDFile = "/p" }},
 		{pasta, "-p/p", func(c *Config) { c.Capture = "/p" }},
 		{pasta, "-c /p", func(c *Config) { c.ControlPath = "/p" }},
+		{pasta, "-c /p -c none", func(c *Config) {}},
+		{pasta, "-c none -c /p", func(c *Config) { c.ControlPath = "/p" }},
 		{pasta, "--chroot-fallback", on(func(c *Config) *bool { return &c.ChrootFallback })},
 		{pasta, "--runas 0", func(c *Config) { c.RunAs = &RunAs{Text: "0"} }},
 		{pasta, "--runas 5:0x10", func(c *Config) {

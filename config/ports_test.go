@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net/netip"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -496,5 +497,42 @@ func checkRule(t *testing.T, r Rule, s *PortSpec) {
 	}
 	if r.Target.IsValid() && (!r.Listen.IsValid() || r.Target.Is4() != r.Listen.Is4()) || r.Target == (netip.IPv4Unspecified()) {
 		t.Fatalf("%q: %v cannot work", s.Text, r)
+	}
+}
+
+// Rules that come from elsewhere pass the same checks, among themselves and with those that are there.
+func TestAddedRules(t *testing.T) {
+	table, err := Rules(specs(t, "-t 80 -T 70"), everything)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rule := func(port uint16) Rule { return Rule{Ports: PortRange{port, port}, To: port} }
+	if err := table.Add(Inbound, everything, rule(81), rule(82)); err != nil {
+		t.Error(err)
+	}
+	if err := table.Add(Outbound, everything, rule(80)); err != nil {
+		t.Error(err)
+	}
+	if len(table.Inbound) != 3 || len(table.Outbound) != 2 {
+		t.Errorf("%v, %v", table.Inbound, table.Outbound)
+	}
+	onDevice, noDevices := rule(90), everything
+	onDevice.IfName, noDevices.BindToDevice = "lo", false
+	for _, tt := range []struct {
+		r    Rule
+		env  Env
+		want string
+	}{
+		{rule(80), everything, "Forwarding configuration conflict: TCP [*]:80  =>  80  versus TCP [*]:80  =>  80 "},
+		{rule(82), everything, "Forwarding configuration conflict: TCP [*]:82  =>  82  versus TCP [*]:82  =>  82 "},
+		{rule(0), everything, "Forwarding rule attempts to map from port 0"},
+		{onDevice, noDevices, "Device binding unsupported (requires kernel 5.7+)"},
+	} {
+		table.Warnings = nil
+		err := table.Add(Inbound, tt.env, tt.r)
+		var plain *Error
+		if !errors.As(err, &plain) || plain.Text != "Unable to add rule "+tt.r.String() || !slices.Equal(plain.Warnings, []string{tt.want}) {
+			t.Errorf("%v: %#v", tt.r, err)
+		}
 	}
 }

@@ -45,7 +45,7 @@ func (r Rule) String() string {
 
 // Limits of a table, for each direction.
 const (
-	maxRules   = 255
+	MaxRules   = 255
 	maxSockets = 5 * 65536
 )
 
@@ -71,12 +71,38 @@ type Table struct {
 func Rules(specs []PortSpec, env Env) (*Table, error) {
 	t := &Table{}
 	for i := range specs {
-		if err := t.add(&specs[i], env); err != nil {
-			err.Warnings = t.Warnings
+		if err := t.Apply(&specs[i], env); err != nil {
 			return nil, err
 		}
 	}
 	return t, nil
+}
+
+// Apply adds to t the rules that s makes, in their order. After an error, an *Error as that of Rules, t
+// may have some of them.
+func (t *Table) Apply(s *PortSpec, env Env) error {
+	if err := t.add(s, env); err != nil {
+		err.Warnings = t.Warnings
+		return err
+	}
+	return nil
+}
+
+// Add adds rules that come from elsewhere, which have to pass the checks of those that specifiers make.
+// The error is as that of Apply.
+func (t *Table) Add(dir Direction, env Env, rules ...Rule) error {
+	list := t.list(dir)
+	for _, r := range rules {
+		if r.IfName != "" && !env.BindToDevice {
+			t.warn("Device binding unsupported (requires kernel 5.7+)")
+			return &Error{Text: "Unable to add rule " + r.String(), Warnings: t.Warnings}
+		}
+		if !t.accept(r, dir, env) {
+			return &Error{Text: "Unable to add rule " + r.String(), Warnings: t.Warnings}
+		}
+		*list = append(*list, r)
+	}
+	return nil
 }
 
 // list returns the rules of one direction.
@@ -199,7 +225,7 @@ func (t *Table) accept(r Rule, dir Direction, env Env) bool {
 		sockets += old.Ports.Len()
 	}
 	switch {
-	case len(rules) >= maxRules:
+	case len(rules) >= MaxRules:
 		return refused("Too many rules (maximum 255)")
 	case sockets > maxSockets:
 		return refused("Rules require too many listening sockets (maximum 327680)")

@@ -223,6 +223,14 @@ func setFD(p *parser, value string) error {
 	return nil
 }
 
+func setControl(p *parser, value string) error {
+	if value == "none" {
+		p.cfg.ControlPath = ""
+		return nil
+	}
+	return text(func(c *Config) *string { return &c.ControlPath }, maxSockPath, "Invalid configuration path: %s")(p, value)
+}
+
 func setRepairPath(p *parser, value string) error {
 	if value == "none" {
 		p.cfg.VM.NoRepair, p.cfg.VM.RepairPath = true, ""
