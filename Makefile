@@ -13,7 +13,7 @@ libexecdir = $(DESTDIR)$(PREFIX)/libexec/fusilli
 sharedir = $(DESTDIR)$(PREFIX)/share/fusilli
 
 # Programs that call us expect these names.
-LINKS = pasta qrap passt.avx2 pasta.avx2
+LINKS = pasta qrap pesto passt.avx2 pasta.avx2
 
 # A tag, or the date and hash of the last commit: 2026_11_23.abcdef0.
 VERSION ?= $(shell git describe --tags --dirty 2>/dev/null || \

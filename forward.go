@@ -25,16 +25,10 @@ import (
 // portRules turns the port specifiers of cfg into rules for this host. What is wrong with them is
 // said beforehand.
 func portRules(cfg *config.Config, host *autodetect.Host, env *process.Env, log *zap.Logger) (*config.Table, error) {
-	ephemeral := config.DefaultEphemeral
-	if p := hostKernel().LocalPorts; p.High != 0 {
-		ephemeral = config.PortRange{First: p.Low, Last: p.High}
-	} else {
-		log.Warn("Couldn't read the range of ephemeral ports, assuming " + ephemeral.String())
+	if hostKernel().LocalPorts.High == 0 {
+		log.Warn("Couldn't read the range of ephemeral ports, assuming " + config.DefaultEphemeral.String())
 	}
-	table, err := config.Rules(cfg.Ports, config.Env{
-		IPv4: host.V4.Enabled(), IPv6: host.V6.Enabled(), TCP: cfg.TCP, UDP: cfg.UDP,
-		BindToDevice: canBindToDevice(), Ephemeral: ephemeral,
-	})
+	table, err := config.Rules(cfg.Ports, ruleEnv(cfg, host))
 	var refused *config.Error
 	if errors.As(err, &refused) {
 		for _, w := range refused.Warnings {
@@ -50,6 +44,18 @@ func portRules(cfg *config.Config, host *autodetect.Host, env *process.Env, log 
 		table.Inbound = slices.DeleteFunc(table.Inbound, func(r config.Rule) bool { return r.Scan })
 	}
 	return table, nil
+}
+
+// ruleEnv is what rules may ask for on this host.
+func ruleEnv(cfg *config.Config, host *autodetect.Host) config.Env {
+	ephemeral := config.DefaultEphemeral
+	if p := hostKernel().LocalPorts; p.High != 0 {
+		ephemeral = config.PortRange{First: p.Low, Last: p.High}
+	}
+	return config.Env{
+		IPv4: host.V4.Enabled(), IPv6: host.V6.Enabled(), TCP: cfg.TCP, UDP: cfg.UDP,
+		BindToDevice: canBindToDevice(), Ephemeral: ephemeral,
+	}
 }
 
 // hostKernel returns what autodetect.ReadKernel finds, which is looked for once.
@@ -174,10 +180,16 @@ func translateLocally(ctx context.Context, cfg *config.Config, host *autodetect.
 	if err != nil {
 		return err
 	}
-	if err := env.Ready(); err != nil {
+	ctl, err := openControl(cfg, host, env, ports, log)
+	if err == nil {
+		err = env.Ready()
+	}
+	if err != nil {
 		ports.Close()
+		ctl.close()
 		return err
 	}
+	defer ctl.serve(ctx)()
 	watch := observe(cfg, nil, log)
 	defer watch.close()
 	watch.start(spliceCounts(ports.splicer))

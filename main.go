@@ -25,6 +25,7 @@ import (
 	"strings"
 
 	"fusilli/config"
+	"fusilli/internal/pesto"
 	"fusilli/internal/process"
 	"fusilli/internal/qrap"
 	"fusilli/internal/sandbox"
@@ -46,6 +47,9 @@ func main() { os.Exit(run()) }
 func run() int {
 	if strings.Contains(filepath.Base(os.Args[0]), "qrap") {
 		return qrap.Main(os.Args[1:], os.Environ(), os.Stderr)
+	}
+	if strings.Contains(filepath.Base(os.Args[0]), "pesto") {
+		return pesto.Main(os.Args, os.Stdout, os.Stderr, version)
 	}
 	start, err := process.Begin()
 	if err != nil {
@@ -108,7 +112,6 @@ func launch(start *process.Start, cfg *config.Config, spec process.Spec) int {
 	case cfg.VhostUser:
 		return fail("Not built in this version: --vhost-user")
 	}
-	warn(unbuilt(cfg))
 	guest, err := takeGuest(cfg)
 	if err != nil {
 		return fail(err.Error())
@@ -138,23 +141,20 @@ func launch(start *process.Start, cfg *config.Config, spec process.Spec) int {
 		defer guest.Close()
 		start.Pass(guest)
 	}
+	ctl, err := listenControl(cfg)
+	if err != nil {
+		log.Error(err.Error())
+		return 1
+	}
+	if ctl != nil {
+		defer ctl.Close()
+		start.Pass(ctl)
+	}
 	status, err := process.Launch(start, spec, log.Logger)
 	if err != nil {
 		log.Error(err.Error())
 	}
 	return status
-}
-
-// unbuilt says what a command line asks for that this version does not do. All else works without.
-func unbuilt(cfg *config.Config) []string {
-	var lines []string
-	ask := func(asked bool, what string) {
-		if asked {
-			lines = append(lines, "Not built in this version, ignored: "+what)
-		}
-	}
-	ask(cfg.ControlPath != "", "control socket (-c)")
-	return lines
 }
 
 // spec is what the process model needs to know of a configuration.
@@ -190,7 +190,7 @@ func spec(cfg *config.Config) process.Spec {
 // latePorts reports whether ports can come to be listened on while the program runs.
 func latePorts(cfg *config.Config) bool {
 	auto := slices.ContainsFunc(cfg.Ports, func(p config.PortSpec) bool { return p.Auto })
-	return cfg.Mode == config.Pasta && (auto || cfg.ControlPath != "")
+	return cfg.ControlPath != "" || cfg.Mode == config.Pasta && auto
 }
 
 // lookUp finds the numbers of a user and group. Root by name is refused: whoever wants

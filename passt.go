@@ -69,7 +69,7 @@ func moveFD(n int) (int, error) {
 // started us.
 func listenGuest(cfg *config.Config, log *zap.Logger) (f *os.File, err error) {
 	if cfg.VM.Socket != "" {
-		f, err = unixsock.Listen(guestName, cfg.VM.Socket)
+		f, err = unixsock.Listen(guestName, cfg.VM.Socket, 0)
 	} else {
 		f, cfg.VM.Socket, err = unixsock.ListenDefault(guestName)
 	}

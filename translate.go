@@ -89,6 +89,10 @@ func translate(ctx context.Context, cfg *config.Config, env *process.Env, log *z
 		return err
 	}
 	api, err := openAPI(cfg, env, ports)
+	var ctl *control
+	if err == nil {
+		ctl, err = openControl(cfg, host, env, ports, log)
+	}
 	if err == nil {
 		err = env.Ready()
 	}
@@ -98,6 +102,7 @@ func translate(ctx context.Context, cfg *config.Config, env *process.Env, log *z
 		return err
 	}
 	defer api.serve(ctx)()
+	defer ctl.serve(ctx)()
 	if cfg.ConfigNet || cfg.Mode == config.Passt && cfg.FD >= 0 {
 		engine.Greet() // the guest is there from the beginning
 	}

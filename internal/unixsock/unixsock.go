@@ -19,14 +19,14 @@ const maxProbe = 99
 // DefaultPath returns the default path number i, from 1 on.
 func DefaultPath(i int) string { return fmt.Sprintf("/tmp/passt_%d.socket", i) }
 
-// Listen returns a socket that listens at path, whose name is name, and which is non-blocking. A
-// socket that nobody listens on any more is replaced. The texts of errors are those other
-// implementations print.
-func Listen(name, path string) (*os.File, error) {
+// Listen returns a socket that listens at path, whose name is name, and which is non-blocking. Beside the
+// one to be accepted next, queue clients can wait. A socket that nobody listens on any more is
+// replaced. The texts of errors are those other implementations print.
+func Listen(name, path string, queue int) (*os.File, error) {
 	if inUse(path) {
 		return nil, process.Failf("Socket path %s already in use", path)
 	}
-	f, err := listen(name, path)
+	f, err := listen(name, path, queue)
 	if err != nil {
 		return nil, process.Failf("Failed to bind UNIX domain socket: %s", process.Reason(err))
 	}
@@ -43,7 +43,7 @@ func listenFirst(name string, path func(int) string) (*os.File, string, error) {
 			continue
 		}
 		var f *os.File
-		if f, err = listen(name, path(i)); err == nil {
+		if f, err = listen(name, path(i), 0); err == nil {
 			return f, path(i), nil
 		}
 	}
@@ -64,7 +64,7 @@ func inUse(path string) bool {
 	return true
 }
 
-func listen(name, path string) (*os.File, error) {
+func listen(name, path string, queue int) (*os.File, error) {
 	// What is not a socket is somebody's file, and stays.
 	if st, err := os.Lstat(path); err == nil && st.Mode().Type() == fs.ModeSocket {
 		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -76,7 +76,7 @@ func listen(name, path string) (*os.File, error) {
 		return nil, err
 	}
 	if err = unix.Bind(fd, &unix.SockaddrUnix{Name: path}); err == nil {
-		err = unix.Listen(fd, 0)
+		err = unix.Listen(fd, queue)
 	}
 	if err != nil {
 		unix.Close(fd)

@@ -11,7 +11,7 @@ import (
 
 func TestListen(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s")
-	f, err := Listen("guest", path)
+	f, err := Listen("guest", path, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -23,11 +23,11 @@ func TestListen(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.Close()
-	if _, err := Listen("guest", path); err == nil || err.Error() != "Socket path "+path+" already in use" {
+	if _, err := Listen("guest", path, 0); err == nil || err.Error() != "Socket path "+path+" already in use" {
 		t.Errorf("second Listen = %v", err)
 	}
 	f.Close()
-	g, err := Listen("guest", path) // the file is there still
+	g, err := Listen("guest", path, 0) // the file is there still
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -39,17 +39,17 @@ func TestListenSparesFiles(t *testing.T) {
 	if err := os.WriteFile(path, []byte("x"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Listen("guest", path); err == nil || err.Error() != "Failed to bind UNIX domain socket: Address already in use" {
+	if _, err := Listen("guest", path, 0); err == nil || err.Error() != "Failed to bind UNIX domain socket: Address already in use" {
 		t.Errorf("Listen = %v", err)
 	}
 	if b, err := os.ReadFile(path); err != nil || string(b) != "x" {
 		t.Errorf("the file is %q, %v", b, err)
 	}
-	if _, err := Listen("guest", filepath.Join(path, "s")); err == nil {
+	if _, err := Listen("guest", filepath.Join(path, "s"), 0); err == nil {
 		t.Error("listens in a file")
 	}
 	missing := filepath.Join(t.TempDir(), "no", "s")
-	if _, err := Listen("guest", missing); err == nil || !strings.HasPrefix(err.Error(), "Failed to bind UNIX domain socket") {
+	if _, err := Listen("guest", missing, 0); err == nil || !strings.HasPrefix(err.Error(), "Failed to bind UNIX domain socket") {
 		t.Errorf("Listen = %v", err)
 	}
 }

@@ -69,7 +69,7 @@ func install(path string) error {
 		return err
 	}
 	bin = filepath.Dir(program)
-	for _, name := range []string{"pasta", "passt.avx2", "pasta.avx2", "slirp", "qrap"} {
+	for _, name := range []string{"pasta", "passt.avx2", "pasta.avx2", "slirp", "qrap", "pesto"} {
 		if err := os.Symlink("passt", filepath.Join(bin, name)); err != nil {
 			return err
 		}

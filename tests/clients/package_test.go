@@ -13,7 +13,7 @@ func TestInstalled(t *testing.T) {
 	t.Parallel()
 	root := filepath.Dir(filepath.Dir(filepath.Dir(pasta)))
 	for _, row := range []struct{ name, want string }{
-		{"usr/bin/passt", "passt "}, {"usr/bin/passt.avx2", "passt "}, {"usr/bin/pasta", "pasta "}, {"usr/bin/pasta.avx2", "pasta "},
+		{"usr/bin/passt", "passt "}, {"usr/bin/passt.avx2", "passt "}, {"usr/bin/pasta", "pasta "}, {"usr/bin/pasta.avx2", "pasta "}, {"usr/bin/pesto", "pesto "},
 		{"usr/libexec/fusilli/slirp4netns", "slirp4netns version 1.2."},
 	} {
 		out, err := exec.Command(filepath.Join(root, row.name), "--version").Output()
@@ -21,7 +21,7 @@ func TestInstalled(t *testing.T) {
 			t.Errorf("%s --version: %v: %s", row.name, err, out)
 		}
 	}
-	for _, name := range []string{"man/man1/passt.1", "man/man1/pasta.1", "man/man1/qrap.1", "fusilli/apparmor/usr.bin.passt",
+	for _, name := range []string{"man/man1/passt.1", "man/man1/pasta.1", "man/man1/qrap.1", "man/man1/pesto.1", "fusilli/apparmor/usr.bin.passt",
 		"fusilli/selinux/passt.te", "fusilli/clients.md"} {
 		if st, err := os.Stat(filepath.Join(root, "usr/share", name)); err != nil || st.Size() == 0 {
 			t.Errorf("%s: %v", name, err)
@@ -66,7 +66,7 @@ func TestPackages(t *testing.T) {
 		t.Run(row.name, func(t *testing.T) {
 			dir := scratch(t)
 			sh(t, dir, "cp "+dist+"/* . && mkdir root && "+row.install)
-			for _, name := range []string{"passt", "pasta", "pasta.avx2"} {
+			for _, name := range []string{"passt", "pasta", "pasta.avx2", "pesto"} {
 				if out := sh(t, dir, "chroot root /usr/bin/"+name+" --version"); !strings.Contains(out, "test") {
 					t.Errorf("%s: %s", name, out)
 				}
