@@ -17,6 +17,8 @@ import (
 const (
 	turnBatches = 8  // batches a direction moves before others have theirs
 	maxFaults   = 64 // errors in a row before a flow is given up
+	// scarceFaults is the number of those after which the kernel is taken at its word that it has no memory.
+	scarceFaults = 4
 )
 
 // peer is one of the two sockets of a datagram flow.
@@ -167,6 +169,9 @@ func (f *datagrams) move(src, dst *peer, i int) (more, ok bool) {
 			if faults == maxFaults || broken(e) {
 				f.s.cfg.Log.Debug("Unrecoverable error on flow socket", zap.Stringer("host", f.dst), zap.Error(e))
 				return false, false
+			}
+			if faults == scarceFaults && sock.NoMemory(e) {
+				return false, true // what is there waits for what comes next
 			}
 			continue // it is off the socket now, and there is nobody to tell
 		}

@@ -2,6 +2,7 @@ package splice
 
 import (
 	"sync"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -127,13 +128,19 @@ func (s *stream) read(src *end, p *pipes) (n int, e unix.Errno) {
 			s.bulk = false
 		}
 	}
-	if s.bulk {
+	piped := s.bulk
+	if piped {
 		n, e = move(src.fd, s.pipe.w, p.size, 0)
 		if e == 0 {
 			s.held = n
 		}
 		s.weigh(n)
-	} else {
+		if sock.NoMemory(e) {
+			piped, s.bulk = false, false // to copy takes none
+			s.rest(p)
+		}
+	}
+	if !piped {
 		if s.buf == nil {
 			s.buf = buffers.Get().(*[bufferSize]byte)
 		}
@@ -171,15 +178,29 @@ func (s *stream) weigh(n int) {
 	}
 }
 
+// unpipe takes as much out of the pipe as the buffer has room for, which is empty: that is written first.
+func (s *stream) unpipe() unix.Errno {
+	if s.buf == nil {
+		s.buf = buffers.Get().(*[bufferSize]byte)
+	}
+	n, e := ignoringEINTR(unix.SYS_READ, uintptr(s.pipe.r), uintptr(unsafe.Pointer(&s.buf[0])), uintptr(min(s.held, bufferSize)), 0, 0, 0)
+	if e == 0 {
+		s.off, s.end, s.held = 0, n, s.held-n
+	}
+	return e
+}
+
 // write writes what was read to dst, once.
 func (s *stream) write(dst *end) unix.Errno {
 	var n int
 	var e unix.Errno
-	if s.held > 0 {
+	if s.off == s.end {
 		// Segments are filled up while there is more to come. flush sends the last one.
 		if n, e = move(s.pipe.r, dst.fd, s.held, unix.SPLICE_F_MORE); e == 0 {
 			s.held -= n
 			s.corked = true
+		} else if sock.NoMemory(e) {
+			e = s.unpipe()
 		}
 	} else {
 		if n, e = send(dst.fd, s.buf[s.off:s.end]); e == 0 {

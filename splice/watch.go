@@ -43,6 +43,10 @@ func newWatch() (*watch, error) {
 		return nil, os.NewSyscallError("fcntl", err)
 	}
 	w := &watch{ep: ep, file: os.NewFile(uintptr(ep), "epoll")}
+	if err := flow.Watched(w.file); err != nil {
+		w.close()
+		return nil, err
+	}
 	if w.raw, err = w.file.SyscallConn(); err != nil {
 		w.close()
 		return nil, err

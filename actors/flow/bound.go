@@ -2,6 +2,7 @@ package flow
 
 import (
 	"errors"
+	"os"
 	"sync/atomic"
 	"time"
 
@@ -40,10 +41,22 @@ func (b *Bound) count() bool {
 	return (then == 0 || now-then >= int64(boundPeriod)) && b.told.CompareAndSwap(then, now)
 }
 
+// ErrNotWatched says that the kernel had no memory to watch one more socket (epoll_ctl(2), ENOMEM or ENOSPC).
+var ErrNotWatched = errors.New("socket cannot be waited for")
+
+// Watched returns ErrNotWatched if Go's poller does not watch file, which is non-blocking: os.NewFile does not
+// say so, and who waits for it would not sleep.
+func Watched(file *os.File) error {
+	if file.SetReadDeadline(time.Time{}) != nil {
+		return ErrNotWatched
+	}
+	return nil
+}
+
 // Exhausted reports whether err, of a call that makes a socket, says that there are no descriptors or no
 // memory for one: nothing that is wrong with what was asked for.
 func Exhausted(err error) bool {
-	return errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOMEM) || errors.Is(err, unix.ENOBUFS)
+	return errors.Is(err, ErrNotWatched) || errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOMEM) || errors.Is(err, unix.ENOBUFS)
 }
 
 // NoSocket notes that the flow of p has none because of err, if that is for want of descriptors or memory: then

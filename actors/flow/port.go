@@ -136,7 +136,7 @@ func (p *Port) ring() {
 
 // Open gives the port its host socket, a non-blocking descriptor that belongs to the port from
 // here on; one that it had before is closed. try is what Wait does whenever the socket may be readable; it returns true to end the
-// wait, false to sleep until the next readiness.
+// wait, false to sleep until the next readiness. ErrNotWatched says that it cannot be waited for.
 func (p *Port) Open(fd int, try func() bool) error {
 	file := os.NewFile(uintptr(fd), "socket")
 	// Who rings for the socket that was there before rings for an actor that does not sleep.
@@ -146,6 +146,9 @@ func (p *Port) Open(fd int, try func() bool) error {
 	}
 	p.fd = fd
 	p.step = func(uintptr) bool { return try() }
+	if err := Watched(file); err != nil {
+		return err
+	}
 	raw, err := file.SyscallConn()
 	if err != nil {
 		return err

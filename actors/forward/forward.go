@@ -71,6 +71,7 @@ type Forwarder struct {
 	limit int // most listeners, of both sides
 
 	Spent    flow.Bound // how often there was no descriptor or memory for what wanted to come in
+	Failed   flow.Bound // how often a flow of UDP could not begin for another reason
 	warnings limiter
 
 	mu     sync.Mutex // guards what follows, see the package comment

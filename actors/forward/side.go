@@ -197,7 +197,7 @@ type accepted struct {
 // accept takes connections off l and sends them on their way.
 func (s *side) accept(l *listener) {
 	var conns [maxAccepts]accepted
-	n := 0
+	n, failed := 0, 0
 	s.mu.Lock()
 	if s.has(l) {
 	loop:
@@ -212,8 +212,11 @@ func (s *side) accept(l *listener) {
 			case exhausted(e):
 				s.rest(l, e)
 				break loop
+			default: // of one connection, as a rule: accept(2)
+				if failed++; failed == maxAccepts {
+					s.rest(l, e)
+				}
 			}
-			// Any other error is that of one connection: accept(2).
 		}
 	}
 	s.mu.Unlock()

@@ -17,6 +17,7 @@ const (
 	// holds at the usual size (net.core.rmem_default): a flow normally finds all of its datagrams.
 	maxDatagrams = 1024
 	maxFirst     = 1 << 20 // bytes a flow begins with
+	maxFaults    = 64      // errors in a row, which are off the socket then, before a listener rests
 	maxErrors    = 16      // entries taken off an error queue at a time
 	spareSockets = 32      // unbound sockets kept for flows in the namespace, of each family
 )
@@ -71,10 +72,21 @@ func (u *udp) receive(l *listener, failed bool) {
 	if failed {
 		u.errors(l)
 	}
+	faults := 0
 	for total := 0; total < maxDatagrams; {
 		n, e := u.read(l)
 		if e == unix.EAGAIN || e == unix.EBADF {
 			break
+		}
+		if e != 0 {
+			if faults++; faults == maxFaults {
+				u.s.mu.Lock()
+				if u.s.has(l) {
+					u.s.rest(l, e)
+				}
+				u.s.mu.Unlock()
+				break
+			}
 		}
 		total++ // an error was pending, and is no more
 		for i := range n {
@@ -137,7 +149,7 @@ func (u *udp) open(l *listener, flow *newFlow, d datagram) {
 		u.s.f.Spent.ReachedBy(u.s.f.cfg.Log, "Couldn't connect flow socket", err)
 		return
 	default:
-		u.s.f.warn("Couldn't connect flow socket: " + reason(err))
+		u.s.f.Failed.Reached(u.s.f.cfg.Log, "Couldn't connect flow socket: "+reason(err))
 		return
 	}
 	flow.fd = fd

@@ -91,7 +91,7 @@ func Serve(env *flow.Env, port *flow.Port, dialer Dialer, dst netip.Addr) {
 	}
 	c.fd = fd
 	if err := port.Open(fd, c.fromHost); err != nil {
-		env.Log.Warn("socket cannot be waited for", zap.Error(err))
+		env.NoSocket(port, "No socket for echo requests", err)
 		return
 	}
 	for c.step() {

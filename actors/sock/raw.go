@@ -149,3 +149,7 @@ func Recv(fd int, b []byte) (int, unix.Errno) {
 		}
 	}
 }
+
+// NoMemory reports whether e says that the kernel has no memory for a call at the moment. That is not the
+// flow's fault, and no event says when there is some again.
+func NoMemory(e unix.Errno) bool { return e == unix.ENOBUFS || e == unix.ENOMEM }

@@ -37,7 +37,7 @@ func (c *conn) call() bool {
 	c.sndMax = c.sndNxt
 	c.rtoAt = c.seenAt + c.rto
 	if err := c.port.Open(c.fd, c.fromHost); err != nil {
-		c.env.Log.Warn("socket cannot be waited for", zap.Error(err))
+		c.env.NoSocket(c.port, "TCP: Unable to open socket for new connection", err)
 		c.abort(true)
 		return false
 	}

@@ -26,8 +26,9 @@ const (
 
 	keepAlive  = flow.Time(30 * time.Second)
 	inactivity = flow.Time(2 * time.Hour)
-	linkRetry  = flow.Time(2 * time.Millisecond) // after the link dropped a frame of ours
-	finRepeats = 3                               // of the guest's FIN, until it is acknowledged before the peer has
+	linkRetry  = flow.Time(2 * time.Millisecond)   // after the link dropped a frame of ours
+	tryAgain   = flow.Time(100 * time.Millisecond) // after the kernel had no memory for a call
+	finRepeats = 3                                 // of the guest's FIN, until it is acknowledged before the peer has
 )
 
 type state uint8
@@ -83,6 +84,7 @@ type conn struct {
 	prompt  int       // bytes that are acknowledged without delay yet
 	lastWnd uint32    // window when rcvEdge was moved last
 	heldLen int
+	sendAt  flow.Time // when what is held is offered once more to a socket that had no memory for it; 0: not set
 	held    []chunk
 	early   early
 
@@ -272,8 +274,8 @@ func (c *conn) open(dialer Dialer) bool {
 		c.accepted()
 	}
 	if err := c.port.Open(fd, c.fromHost); err != nil {
-		c.env.Log.Warn("socket cannot be waited for", zap.Error(err))
-		c.sendRST()
+		c.env.NoSocket(c.port, "TCP: Unable to open socket for new connection", err)
+		c.abort(true)
 		return false
 	}
 	if c.env.PeekOff4 && !c.v6 || c.env.PeekOff6 && c.v6 {
@@ -354,6 +356,9 @@ func (c *conn) setAlarm() {
 	case c.state == established:
 		at = min(at, c.seenAt+keepAlive)
 	}
+	if c.sendAt != 0 {
+		at = min(at, c.sendAt)
+	}
 	c.port.SetAlarm(at)
 }
 
@@ -361,6 +366,12 @@ func (c *conn) onTime(now flow.Time) {
 	c.again = false // the wait tries the link once more
 	if c.ackDue && now >= c.ackBy {
 		c.ackNow = true
+	}
+	if c.sendAt != 0 && now >= c.sendAt {
+		c.sendAt = 0
+		if len(c.held) > 0 {
+			c.flush()
+		}
 	}
 	switch {
 	case now-c.liveAt >= inactivity:

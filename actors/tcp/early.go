@@ -7,6 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"fusilli/actors/flow"
+	"fusilli/actors/sock"
 )
 
 const (
@@ -140,11 +141,10 @@ func (c *conn) pushPieces(b *batch, n int) {
 	if b.n == 0 {
 		return
 	}
-	sent := 0
+	sent, err := 0, unix.Errno(0)
 	if len(c.held) == 0 {
-		var err unix.Errno
 		sent, err = sendIov(c.fd, b)
-		if err != 0 && err != unix.EAGAIN && err != unix.ENOBUFS {
+		if err != 0 && err != unix.EAGAIN && !sock.NoMemory(err) {
 			c.sockErr, c.failed = err, true
 			return
 		}
@@ -163,7 +163,7 @@ func (c *conn) pushPieces(b *batch, n int) {
 			c.held = append(c.held, p.chunk)
 			p.run = flow.Run{} // it is held there now
 		}
-		c.port.AwaitWrite(writable)
+		c.awaitSend(err)
 	}
 	c.openWindow(false)
 }

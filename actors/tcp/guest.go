@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"fusilli/actors/flow"
+	"fusilli/actors/sock"
 	"fusilli/tapio/frame"
 )
 
@@ -279,10 +280,11 @@ func (c *conn) push(b *batch, run *flow.Run) {
 		return
 	}
 	c.ackDue = true
-	sent := 0
+	sent, err := 0, unix.Errno(0)
 	if len(c.held) == 0 {
-		n, err := sendIov(c.fd, b)
-		if err != 0 && err != unix.EAGAIN && err != unix.ENOBUFS {
+		var n int
+		n, err = sendIov(c.fd, b)
+		if err != 0 && err != unix.EAGAIN && !sock.NoMemory(err) {
 			c.sockErr, c.failed = err, true
 			b.n, b.len = 0, 0
 			return
@@ -292,7 +294,7 @@ func (c *conn) push(b *batch, run *flow.Run) {
 	c.env.Rhythm.Message(c.port, flow.FromGuest, b.len)
 	if sent < b.len {
 		c.hold(b, sent, run)
-		c.port.AwaitWrite(writable)
+		c.awaitSend(err)
 	}
 	b.n, b.len = 0, 0
 	c.openWindow(false)
@@ -331,13 +333,13 @@ func (c *conn) flush() {
 			b.add(c.held[i].data)
 		}
 		n, err := sendIov(c.fd, b)
-		if err != 0 && err != unix.EAGAIN && err != unix.ENOBUFS {
+		if err != 0 && err != unix.EAGAIN && !sock.NoMemory(err) {
 			c.sockErr, c.failed = err, true
 			break
 		}
 		c.dropHeld(n)
 		if n < b.len {
-			c.port.AwaitWrite(writable)
+			c.awaitSend(err)
 			break
 		}
 	}
@@ -347,6 +349,16 @@ func (c *conn) flush() {
 	if c.guestFIN && !c.shut && len(c.held) == 0 && !c.failed {
 		c.shutdown()
 	}
+}
+
+// awaitSend has what is held offered to the socket again, which has not taken all of it because of err, if
+// that is not 0.
+func (c *conn) awaitSend(err unix.Errno) {
+	if sock.NoMemory(err) {
+		c.sendAt = flow.Now() + tryAgain // it may be writable all the same
+		return
+	}
+	c.port.AwaitWrite(writable)
 }
 
 func (c *conn) dropHeld(n int) {

@@ -57,6 +57,9 @@ func (c *conn) forward() bool {
 		switch {
 		case err == unix.EAGAIN:
 			return false
+		case sock.NoMemory(err):
+			c.port.SetAlarm(flow.Now() + tryAgain)
+			return false
 		case err != 0:
 			c.sockErr, c.failed = err, true
 			return true

@@ -95,8 +95,11 @@ func (c *conn) peek(b []byte, skip int) (int, unix.Errno) {
 
 // setPeek has the next peek skip the first n bytes of the queue.
 func (c *conn) setPeek(n int) {
-	if c.peekOff {
-		unix.SetsockoptInt(c.fd, unix.SOL_SOCKET, unix.SO_PEEK_OFF, n)
+	if !c.peekOff {
+		return
+	}
+	if err := unix.SetsockoptInt(c.fd, unix.SOL_SOCKET, unix.SO_PEEK_OFF, n); err != nil {
+		c.sockErr, c.failed = err.(unix.Errno), true // or the guest would get other bytes than it is told
 	}
 }
 

@@ -137,7 +137,7 @@ func (c *conn) open() bool {
 func (c *conn) take(fd int) bool {
 	c.fd = fd
 	if err := c.port.Open(fd, c.fromHost); err != nil {
-		c.env.Log.Warn("socket cannot be waited for", zap.Error(err))
+		c.noSocket(err)
 		return false
 	}
 	c.hdr.init(c.env, c.key)

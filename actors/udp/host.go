@@ -16,6 +16,9 @@ const (
 	maxBatch   = 32 // datagrams, or rows of them, received in one call
 	freshBatch = 4  // the same of a new socket, whose first datagrams are looked at one by one
 	maxFaults  = 64 // errors in a row before a socket is given up
+	// scarceFaults is the number of those after which the kernel is taken at its word that it has no memory:
+	// one is what a datagram has met (IP_RECVERR, ip(7)), and is off the socket then.
+	scarceFaults = 4
 
 	// minGuess is the size of the shortest datagrams that are guessed: a shorter one would be padded
 	// beyond its place.
@@ -178,6 +181,9 @@ func (c *conn) fromHost() bool {
 				return true
 			}
 			c.readErrors()
+			if faults == scarceFaults && sock.NoMemory(e) {
+				return false // what is there waits for what comes next
+			}
 			continue
 		}
 		faults = 0
