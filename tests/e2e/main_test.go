@@ -33,6 +33,9 @@ func run(m *testing.M) int {
 	if text, ok := os.LookupEnv(refuseVariable); ok {
 		return refused(text)
 	}
+	if text, ok := os.LookupEnv(injectVariable); ok {
+		return injected(text)
+	}
 	fail := func(err error) int {
 		fmt.Fprintln(os.Stderr, "e2e:", err)
 		return 1
