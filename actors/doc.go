@@ -28,8 +28,10 @@
 //     so a SYN flood or a port scan wears itself out, and others still find room. A TCP connection that is
 //     established and a UDP flow in use never give way. Who asked for a connection and has no answer yet
 //     is not told, and asks again; others are reset.
-//   - Flows that begin: two make their sockets at a time, so that those there are get their turn (door).
+//   - Flows that begin: one makes its socket at a time, so that those there are get their turn (door).
 //     512 KiB of frames wait for that, in slabs; what comes beyond that is lost.
+//   - Time: while flows that last move data (flow.Load), an eighth of a CPU is for flows that begin, another one
+//     for peers that a UDP port has not met before, and a sixteenth for each service (flow.Allowance).
 //   - Frames between reader and actors: maxSlabs of 128 KiB, 64 MiB.
 //   - Data that sockets do not take, segments before their turn, fragments: see packages tcp and frag.
 //   - Beside them a fixed part: pools of buffers, the table, the services.

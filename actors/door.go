@@ -1,6 +1,7 @@
 package actors
 
 import (
+	"context"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -11,6 +12,9 @@ import (
 )
 
 const (
+	// beginPart is the part of a CPU for flows that begin while others have work: some thousand a second.
+	beginPart = 8
+
 	// atDoor is the number of flows of the guest's that make their sockets at a time. None of the calls
 	// for that waits for anything, so that more would not be faster; but the flows that there are
 	// already get their turn once in so many, however many want to begin.
@@ -39,8 +43,14 @@ type door struct {
 	polled atomic.Int64 // when somebody has last slept for those who wait for the link or a socket, in flow.Time
 	until  atomic.Int64 // when the turn is over of those that begin, likewise
 
+	budget flow.Allowance // for those that begin
+	since  atomic.Int64   // when who is inside was let in, in flow.Time
+	rests  chan flow.Time // how long the porter is to wait; it is inside then
+	full   atomic.Bool    // no more can wait
+
 	mu     sync.Mutex
 	inside int
+	ended  bool                  // nobody waits any more
 	queue  []caller              // frames that wait, from next on; while there are any, inside is not 0
 	asked  map[flow.Key]struct{} // flows of TCP whose SYN is among them or is being let in
 	next   int
@@ -54,14 +64,31 @@ type caller struct {
 	key flow.Key
 }
 
+// open makes d the door of e.
+func (d *door) open(e *Engine) {
+	d.e = e
+	d.budget = flow.Allowance{Load: &e.env.Load, Part: beginPart}
+	d.rests = make(chan flow.Time, atDoor)
+}
+
+// lose counts a frame that finds no room to wait.
+func (d *door) lose() {
+	d.e.env.Counters.Crowded.Reached(d.e.cfg.Log, "Too many new flows at a time, some are lost")
+}
+
 // enter reports whether the flow that the frame b, parsed as pkt, opens may begin now: then leave is to
 // be called when it has. If not, the frame waits or is lost.
 func (d *door) enter(b []byte, pkt *frame.Packet) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	var rest flow.Time
 	if d.inside < atDoor && len(d.queue) == 0 {
-		d.inside++
-		return true
+		now := flow.Now()
+		if rest = d.budget.Wait(now); rest == 0 || d.ended {
+			d.inside++
+			d.since.Store(int64(now))
+			return true
+		}
 	}
 	k := keyOf(pkt)
 	if _, ok := d.asked[k]; ok {
@@ -69,7 +96,8 @@ func (d *door) enter(b []byte, pkt *frame.Packet) bool {
 		return false
 	}
 	if len(d.queue)-d.next >= doorFrames || d.bytes+len(b) > doorBytes || !d.wait(b, pkt, &k) {
-		d.e.env.Counters.Crowded.Reached(d.e.cfg.Log, "Too many new flows at a time, some are lost")
+		d.full.Store(d.inside > 0)
+		d.lose()
 		return false
 	}
 	if pkt.Kind == frame.TCP {
@@ -77,6 +105,10 @@ func (d *door) enter(b []byte, pkt *frame.Packet) bool {
 			d.asked = make(map[flow.Key]struct{})
 		}
 		d.asked[k] = struct{}{}
+	}
+	if rest > 0 {
+		d.inside++
+		d.rests <- rest
 	}
 	return false
 }
@@ -104,9 +136,12 @@ func (d *door) wait(b []byte, pkt *frame.Packet, k *flow.Key) bool {
 }
 
 // leave says that a flow which was let in has begun, or has not and never will. The reader does not call it.
-func (d *door) leave() { d.letIn(d.takeTurns) }
+func (d *door) leave() {
+	d.spend()
+	d.letIn(d.takeTurns)
+}
 
-// letIn has the next one that waits begin, after turns.
+// letIn has the next one that waits begin, after turns, or later if its time has not come.
 func (d *door) letIn(turns func()) {
 	for {
 		c, ok := d.pop()
@@ -114,6 +149,7 @@ func (d *door) letIn(turns func()) {
 			return
 		}
 		turns()
+		d.since.Store(int64(flow.Now()))
 		begun := d.e.begin(&c.run)
 		if c.key.Proto == frame.ProtoTCP {
 			d.forget(&c.key)
@@ -121,6 +157,48 @@ func (d *door) letIn(turns func()) {
 		if begun {
 			return
 		}
+		d.spend()
+	}
+}
+
+// spend notes the time for who was inside.
+func (d *door) spend() { d.budget.Spend(1, flow.Time(d.since.Load()), flow.Now()) }
+
+// porter lets those in whose time had not come, until ctx ends; then all that wait.
+func (d *door) porter(ctx context.Context) {
+	clock := time.NewTimer(0)
+	defer clock.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			if d.close() {
+				d.letIn(d.takeTurns)
+			}
+			return
+		case rest := <-d.rests:
+			clock.Reset(time.Duration(rest))
+		}
+		select {
+		case <-ctx.Done():
+			d.close()
+			d.letIn(d.takeTurns)
+			return
+		case <-clock.C:
+			d.letIn(d.takeTurns)
+		}
+	}
+}
+
+// close has nobody wait any more, and reports whether the porter is inside.
+func (d *door) close() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.ended = true
+	select {
+	case <-d.rests:
+		return true
+	default:
+		return false
 	}
 }
 
@@ -141,12 +219,18 @@ func (d *door) takeTurns() {
 	d.until.Store(int64(then + min(max(then-now, minTurn), maxTurn)))
 }
 
-// pop returns the frame that has waited longest, whose flow is inside then.
+// pop returns the frame that has waited longest, whose flow is inside then, unless there is none or it has to
+// wait for its time.
 func (d *door) pop() (caller, bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	d.full.Store(false)
 	if len(d.queue) == 0 {
 		d.inside--
+		return caller{}, false
+	}
+	if rest := d.budget.Wait(flow.Now()); rest > 0 && !d.ended {
+		d.rests <- rest
 		return caller{}, false
 	}
 	c := d.queue[d.next]

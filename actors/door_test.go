@@ -3,6 +3,7 @@ package actors
 import (
 	"net"
 	"testing"
+	"time"
 
 	"fusilli/actors/flow"
 	"fusilli/tapio/frame"
@@ -61,4 +62,32 @@ func TestFirstDatagramsAtTheDoor(t *testing.T) {
 	until(t, "three to wait", func() bool { return len(waiting()) == 3 })
 	s.door.leave()
 	until(t, "one flow", func() bool { return s.Flows() == 1 && len(waiting()) == 0 })
+}
+
+// TestNewFlowsWaitWhileOthersHaveWork: not for longer than they are told, and not when the engine ends.
+func TestNewFlowsWaitWhileOthersHaveWork(t *testing.T) {
+	waiting := func(s *siege) int {
+		s.door.mu.Lock()
+		defer s.door.mu.Unlock()
+		return len(s.door.queue) - s.door.next
+	}
+	begin := func(t *testing.T, debt flow.Time) *siege {
+		s := besiege(t, options{})
+		port := taking(t, func(c *net.TCPConn) { c.Read(make([]byte, 1)) })
+		until(t, "a busy transfer", func() bool { return s.env.Load.Busy(flow.Now()) })
+		now := flow.Now()
+		s.door.budget.Spend(int(debt), now-debt, now)
+		s.link.Write(raw(1024, port, frame.SYN, 1, 0, 4096))
+		s.link.Write(raw(1025, port, frame.SYN, 1, 0, 4096))
+		until(t, "two to wait", func() bool { return waiting(s) == 2 })
+		return s
+	}
+	t.Run("until it is their turn", func(t *testing.T) {
+		s := begin(t, flow.Time(50*time.Millisecond))
+		until(t, "both flows", func() bool { return s.Flows() == 3 && waiting(s) == 0 })
+		s.letsIn()
+	})
+	t.Run("until the end", func(t *testing.T) {
+		begin(t, flow.Time(time.Hour))
+	})
 }

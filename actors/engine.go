@@ -117,7 +117,9 @@ func New(cfg Config) *Engine {
 		seen:     seen{guest: cfg.Guest, assigned6: cfg.Rules.Assigned6, frozen4: cfg.Frozen4, frozen6: cfg.Frozen6},
 	}
 	e.roster = flow.NewRoster(cfg.Limit)
-	e.door.e = e
+	e.door.open(e)
+	e.services.budget(&e.env.Load)
+	e.env.Peers = flow.Allowance{Load: &e.env.Load, Part: beginPart}
 	e.env.GiveWay = func() bool { return e.giveWay(e.roster.Oldest()) }
 	cfg.Limit.OnFull(func() { e.env.GiveWay() })
 	e.env.SetGuestMAC(cfg.GuestMAC)
@@ -152,6 +154,7 @@ func (e *Engine) Run(ctx context.Context) error {
 		end()
 	})
 	e.startServices(ended, &parts)
+	parts.Go(func() { e.door.porter(ended) })
 	<-ended.Done()
 	e.cfg.Link.Close()
 	parts.Wait()
@@ -344,6 +347,10 @@ func (r *reader) deliver(slab *flow.Slab) {
 		return
 	}
 	r.any = false
+	if !r.e.services.ready(r.port) {
+		r.e.env.Counters.ServiceDrops.Reached(r.e.cfg.Log, "Too many questions at a time, some get no answer")
+		return
+	}
 	run := slab.Run(r.start)
 	if r.port.Offer(run) {
 		return
@@ -370,9 +377,17 @@ func keyOf(pkt *frame.Packet) flow.Key {
 // create makes the flow that the frame b, parsed as pkt, opens, and returns its port; if it opens
 // none, or has to wait for that, that of the service or the other flow it is for, or drop.
 func (e *Engine) create(k *flow.Key, b []byte, pkt *frame.Packet) *flow.Port {
+	if pkt.Kind == frame.TCP && e.door.full.Load() && tcp.Opens(b[pkt.L4:pkt.End]) {
+		e.door.lose() // before anything is found out about it
+		return drop
+	}
 	var o opening
 	p := e.plan(k, b, pkt, &o)
 	if o.serve == nil {
+		if !isService(p) && e.env.Peers.Wait(flow.Now()) > 0 {
+			e.door.lose() // the first datagram for another peer of a flow's
+			return drop
+		}
 		return p
 	}
 	if !e.door.enter(b, pkt) {

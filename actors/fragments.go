@@ -38,7 +38,7 @@ func (e *Engine) reassemble(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case r := <-p.Inbox():
-			e.serveRun(&r, f.take)
+			e.serveRun(&r, nil, f.take)
 			if !sweeping {
 				sweeping = true
 				tick.Reset(sweep)

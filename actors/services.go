@@ -27,6 +27,28 @@ type services struct {
 	dhcpv6 *flow.Port // nil: there is no server
 
 	fragments *flow.Port // of IP packets
+
+	budgets map[*flow.Port]*flow.Allowance // of all but fragments, which are part of what flows carry
+}
+
+// servicePart is the part of a CPU for each service while flows have work.
+const servicePart = 16
+
+// budget has the services' time be limited while load is busy.
+func (s *services) budget(load *flow.Load) {
+	s.budgets = make(map[*flow.Port]*flow.Allowance)
+	for _, p := range []*flow.Port{s.neigh, s.refuse, s.dhcp, s.dhcpv6} {
+		s.budgets[p] = &flow.Allowance{Load: load, Part: servicePart}
+	}
+}
+
+// ready reports whether p is no service, or one that has time for questions.
+func (s *services) ready(p *flow.Port) bool {
+	if !isService(p) || p == s.fragments {
+		return true
+	}
+	a := s.budgets[p]
+	return a.Wait(flow.Now()) == 0
 }
 
 func newServices(cfg *Config) services {
@@ -97,7 +119,7 @@ func (e *Engine) serve(ctx context.Context, p *flow.Port, answer answer, later *
 		case <-ctx.Done():
 			return
 		case r := <-p.Inbox():
-			e.serveRun(&r, answer)
+			e.serveRun(&r, e.services.budgets[p], answer)
 		case <-ready:
 			later.next()
 		case <-due:
@@ -106,8 +128,9 @@ func (e *Engine) serve(ctx context.Context, p *flow.Port, answer answer, later *
 	}
 }
 
-// serveRun answers the frames of r and releases it. Whatever a frame brings about ends with its run.
-func (e *Engine) serveRun(r *flow.Run, answer answer) {
+// serveRun answers the frames of r, as many as budget, if it is not nil, has time for, and releases it. Whatever a
+// frame brings about ends with its run.
+func (e *Engine) serveRun(r *flow.Run, budget *flow.Allowance, answer answer) {
 	buf := e.env.Buffer()
 	defer func() {
 		if v := recover(); v != nil {
@@ -121,11 +144,21 @@ func (e *Engine) serveRun(r *flow.Run, answer answer) {
 		v   flow.View
 		pkt frame.Packet
 	)
+	begin := flow.Now()
 	for r.Next(&v) {
 		if frame.Parse(v.Frame, &pkt) != frame.OK {
 			continue
 		}
+		if budget != nil && budget.Wait(begin) > 0 {
+			e.env.Counters.ServiceDrops.Reached(e.cfg.Log, "Too many questions at a time, some get no answer")
+			continue
+		}
 		e.send(buf[:answer(&v, &pkt, buf[:])])
+		if budget != nil {
+			now := flow.Now()
+			budget.Spend(1, begin, now)
+			begin = now
+		}
 	}
 }
 

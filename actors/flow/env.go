@@ -69,6 +69,12 @@ type Env struct {
 	// Rhythm decides whether the next message is looked for before one sleeps.
 	Rhythm Rhythm[Port]
 
+	// Load knows whether flows have work to do that should not wait for new ones.
+	Load Load
+
+	// Peers is the time for peers of UDP that a flow has not met before.
+	Peers Allowance
+
 	// Gate, if not nil, is the link's.
 	Gate tapio.Gate
 

@@ -51,6 +51,8 @@ type Port struct {
 	step  func(uintptr) bool
 	dirty bool // the read deadline is or may soon be in the past
 
+	moved uint64 // bytes, by the actor: see Env.Message
+
 	left Run       // see Leave
 	lost func(Run) // see OnLost
 

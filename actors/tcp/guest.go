@@ -291,7 +291,7 @@ func (c *conn) push(b *batch, run *flow.Run) {
 		}
 		sent = n
 	}
-	c.env.Rhythm.Message(c.port, flow.FromGuest, b.len)
+	c.env.Message(c.port, flow.FromGuest, b.len)
 	if sent < b.len {
 		c.hold(b, sent, run)
 		c.awaitSend(err)

@@ -89,7 +89,7 @@ func (c *conn) forward() bool {
 			return false
 		}
 		c.sndNxt += uint32(n)
-		c.env.Rhythm.Message(c.port, flow.FromHost, n)
+		c.env.Message(c.port, flow.FromHost, n)
 		if c.port.Mail() {
 			return true
 		}

@@ -41,6 +41,7 @@ type conn struct {
 
 	fresh     bool  // what is in the socket's queue may be from before it was connected
 	failed    bool  // the socket cannot go on
+	met       int   // new peers in this batch
 	shares    bool  // the mailbox may have datagrams to other peers
 	sendError bool  // a call has taken an error off the socket: its error queue is to be read
 	bigSend   bool  // the send buffer was enlarged

@@ -109,6 +109,7 @@ func (c *conn) turn(o *outgoing, v *flow.View) (ok, elsewhere bool) {
 	}
 	p := c.crowd.peers[id]
 	if p == nil {
+		c.met++
 		var err error
 		if p, err = c.meet(id); err != nil {
 			return false, errors.Is(err, flow.ErrExists)

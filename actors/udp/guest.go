@@ -53,6 +53,8 @@ func (c *conn) fromGuest() {
 		return
 	}
 	c.batch++
+	c.met = 0
+	begin := flow.Now()
 	o := outgoings.Get().(*outgoing)
 	n := 0
 	for ok {
@@ -79,7 +81,10 @@ func (c *conn) fromGuest() {
 		r, ok = c.port.Recv()
 	}
 	c.flush(o)
-	c.env.Rhythm.Message(c.port, flow.FromGuest, n)
+	if c.met > 0 {
+		c.env.Peers.Spend(c.met, begin, flow.Now())
+	}
+	c.env.Message(c.port, flow.FromGuest, n)
 	for i := range o.runs[:o.held] {
 		o.runs[i].Release()
 	}

@@ -191,7 +191,7 @@ func (c *conn) fromHost() bool {
 			c.batch++
 		}
 		full := n == in.batch()
-		c.env.Rhythm.Message(c.port, flow.FromHost, c.deliver(in, n))
+		c.env.Message(c.port, flow.FromHost, c.deliver(in, n))
 		if first {
 			first = false
 			c.port.SetAlarm(c.expiry()) // the stream's time-out may be the shorter one

@@ -1,9 +1,11 @@
 package e2e
 
 import (
+	"fmt"
 	"maps"
 	"net"
 	"os"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -19,13 +21,13 @@ import (
 	"fusilli/tests/bed"
 )
 
-// flood writes frames to the target's device, over and over, perSecond of them, or if that is 0 as fast as
+// flood writes frames to a device of the target's, over and over, perSecond of them, or if that is 0 as fast as
 // that goes, until the function returned is called, which returns how many that were. It returns when the flood is under way.
-func (c *connection) flood(t *testing.T, frames [][]byte, perSecond int) (end func() int64) {
+func (c *connection) flood(t *testing.T, device string, frames [][]byte, perSecond int) (end func() int64) {
 	t.Helper()
 	var fd int
 	err := c.target.Do(func() error {
-		ifi, err := net.InterfaceByName("h0")
+		ifi, err := net.InterfaceByName(device)
 		if err != nil {
 			return err
 		}
@@ -45,9 +47,8 @@ func (c *connection) flood(t *testing.T, frames [][]byte, perSecond int) (end fu
 			if perSecond > 0 && i%64 == 0 {
 				time.Sleep(time.Until(begin.Add(time.Duration(i) * time.Second / time.Duration(perSecond))))
 			}
-			if unix.Send(fd, frames[i%len(frames)], 0) == nil { // else the device has no room
-				sent.Add(1)
-			}
+			unix.Send(fd, frames[i%len(frames)], 0) // what the device has no room for is lost
+			sent.Add(1)
 		}
 	})
 	waitFor(t, "the flood", func() bool { return sent.Load() > 1000 })
@@ -56,6 +57,52 @@ func (c *connection) flood(t *testing.T, frames [][]byte, perSecond int) (end fu
 		sender.Wait()
 		unix.Close(fd)
 		return sent.Load()
+	}
+}
+
+// lost returns how many frames a device of the target's had no room for so far.
+func (c *connection) lost(t *testing.T, device string) (n uint64) {
+	t.Helper()
+	err := c.target.Do(func() error {
+		b, err := os.ReadFile("/proc/thread-self/net/dev")
+		if err != nil {
+			return err
+		}
+		_, text, _ := strings.Cut(string(b), device+":")
+		f := strings.Fields(text)
+		if len(f) < 12 {
+			return fmt.Errorf("no device %q", device)
+		}
+		n, err = strconv.ParseUint(f[11], 10, 64)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// nowhere makes the device of that name, which has no room for anything.
+func (c *connection) nowhere(t *testing.T) {
+	t.Helper()
+	ifr, err := unix.NewIfreq("nowhere")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ifr.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI)
+	err = c.target.Do(func() error {
+		fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		t.Cleanup(func() { unix.Close(fd) })
+		return unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.target.IP("link set nowhere txqueuelen 1 up"); err != nil {
+		t.Fatal(err)
 	}
 }
 
@@ -100,6 +147,16 @@ func floods(t *testing.T, mac net.HardwareAddr) map[string][][]byte {
 		syn.SetNetworkLayerForChecksum(silent)
 		all["SYN"] = append(all["SYN"], serialize(t, to(broadcast, layers.EthernetTypeIPv4), silent, syn))
 
+		other := ip(layers.IPProtocolTCP, far4) // from somebody who is not there, and says nothing more
+		other.SrcIP = net.IPv4(10, 77, 0, byte(100+i/5000)).To4()
+		open := &layers.TCP{SrcPort: layers.TCPPort(1024 + i), DstPort: 7001, SYN: true, Seq: uint32(i), Window: 1000}
+		open.SetNetworkLayerForChecksum(other)
+		all["half-open"] = append(all["half-open"], serialize(t, to(broadcast, layers.EthernetTypeIPv4), other, open))
+
+		piece := ip(layers.IPProtocolUDP, far4)
+		piece.Id, piece.Flags = uint16(i), layers.IPv4MoreFragments
+		all["fragment"] = append(all["fragment"], serialize(t, to(broadcast, layers.EthernetTypeIPv4), piece, gopacket.Payload(make([]byte, 64))))
+
 		far := ip(layers.IPProtocolUDP, far4)
 		scan := &layers.UDP{SrcPort: 1024, DstPort: layers.UDPPort(1024 + i)}
 		scan.SetNetworkLayerForChecksum(far)
@@ -127,15 +184,33 @@ func floods(t *testing.T, mac net.HardwareAddr) map[string][][]byte {
 
 // Somebody in the namespace floods the translator with whatever costs it work: a transfer of somebody
 // else's goes on, and messages about it are few.
+//
+// FUSILLI_FLOOD has it measure instead: rates, like 10000,50000, with 0 for as fast as that goes. It tells what
+// the transfer keeps beside each flood, and beside the same frames sent to a device that drops them: to make them
+// takes a share of the machine, too.
 func TestFloodsLeaveATransferItsShare(t *testing.T) {
-	const length = time.Second
-	perSecond := 10000 // a namespace that sends more than 50,000 overruns its own device, and loses frames there
+	const tries, length = 6, time.Second / 2
+	rates := []int{10000}
 	if raceEnabled {
-		perSecond = 1000
+		rates = []int{1000}
 	}
-	if s := os.Getenv("FUSILLI_FLOOD"); s != "" {
-		perSecond, _ = strconv.Atoi(s)
+	kept := 0.5 // of its speed
+	if raceEnabled {
+		kept = 0.25 // the race detector slows down some of what it takes more than the rest
 	}
+	measure := os.Getenv("FUSILLI_FLOOD")
+	if measure != "" {
+		rates = nil
+		for s := range strings.SplitSeq(measure, ",") {
+			n, err := strconv.Atoi(s)
+			if err != nil {
+				t.Fatal(err)
+			}
+			rates = append(rates, n)
+		}
+	}
+	// A CPU's place for each flood: it is not to keep the transfer's ends waiting, which are in this process as well.
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(runtime.NumCPU() + 1))
 	c := connect(t, newBed(t, defaultBed), "-t", "none", "-u", "none", "-T", "none", "-U", "none")
 	var mac net.HardwareAddr
 	err := c.target.Do(func() error {
@@ -148,12 +223,16 @@ func TestFloodsLeaveATransferItsShare(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if measure != "" {
+		c.nowhere(t)
+	}
 	if err := c.Far.IP("route add blackhole 198.51.100.0/24"); err != nil {
 		t.Fatal(err)
 	}
+	accepting(t, c.Far, ":7001")
 	target, peer := c.pair(t, bed.FarAddr4)
 	for _, conn := range []net.Conn{target, peer} {
-		conn.SetDeadline(time.Now().Add(3 * limit))
+		conn.SetDeadline(time.Time{})
 	}
 	var got atomic.Int64
 	var ends sync.WaitGroup
@@ -179,22 +258,39 @@ func TestFloodsLeaveATransferItsShare(t *testing.T) {
 	waitFor(t, "the transfer", func() bool { return got.Load() > 8<<20 })
 	all := floods(t, mac)
 	for _, name := range slices.Sorted(maps.Keys(all)) {
-		waitFor(t, "the transfer to be as fast as before", func() bool { return rate(t, &got, 100*time.Millisecond) > 100e6 })
-		t.Run(name, func(t *testing.T) {
-			var alone, beside float64
-			for try := 0; try < 3 && beside <= alone/10; try++ { // the machine has other things to do as well
-				alone = rate(t, &got, length)
-				end := c.flood(t, all[name], perSecond)
-				begin := time.Now()
-				beside = rate(t, &got, length)
-				n := end()
-				t.Logf("%.0f Mbit/s alone, %.0f Mbit/s (%.0f%%) beside %.0f frames a second", alone*8/1e6, beside*8/1e6, 100*beside/alone,
-					float64(n)/time.Since(begin).Seconds())
-			}
-			if beside < alone/10 {
-				t.Errorf("a transfer is left %.0f of %.0f Mbit/s", beside*8/1e6, alone*8/1e6)
-			}
-		})
+		for _, perSecond := range rates {
+			t.Run(fmt.Sprintf("%s/%d", name, perSecond), func(t *testing.T) {
+				waitFor(t, "the transfer to be as fast as before", func() bool { return rate(t, &got, 100*time.Millisecond) > 100e6 })
+				beside := func(device string) (speed float64, what string) {
+					before, lost := c.usage(t).CPU, c.lost(t, device)
+					end := c.flood(t, device, all[name], perSecond)
+					begin := time.Now()
+					speed = rate(t, &got, length)
+					cpu := c.usage(t).CPU - before
+					n := end()
+					return speed, fmt.Sprintf("%.0f frames a second (%d lost), %v of CPU time", float64(n)/time.Since(begin).Seconds(),
+						c.lost(t, device)-lost, cpu)
+				}
+				var best float64
+				for try := 0; try < tries && best < kept && (measure == "" || try == 0); try++ { // the machine has other things to do as well
+					alone := rate(t, &got, length)
+					flooded, what := beside("h0")
+					best = max(best, flooded/alone)
+					text := fmt.Sprintf("%5.0f Mbit/s alone, %5.0f (%3.0f%%) beside %s", alone*8/1e6, flooded*8/1e6, 100*flooded/alone, what)
+					if measure != "" {
+						most, what := beside("nowhere")
+						text += fmt.Sprintf("; %5.0f (%3.0f%%) beside %s if they go nowhere", most*8/1e6, 100*most/alone, what)
+					}
+					t.Log(text)
+				}
+				if best < kept && measure == "" {
+					t.Errorf("a transfer keeps %.0f%% of its speed, want %.0f", 100*best, 100*kept)
+				}
+			})
+		}
+	}
+	if measure != "" {
+		return
 	}
 	told := make(map[string]int)
 	for line := range strings.Lines(c.proc.Stderr()) {
@@ -207,4 +303,20 @@ func TestFloodsLeaveATransferItsShare(t *testing.T) {
 	if err := c.try(t, c.target.NS, net.JoinHostPort(bed.FarAddr4, "7000"), limit); err != nil {
 		t.Errorf("a new connection afterwards: %v", err)
 	}
+}
+
+// accepting has connections to an address accepted, and closed.
+func accepting(t *testing.T, ns *bed.NS, addr string) {
+	t.Helper()
+	l, err := ns.Listen("tcp", addr)
+	serving(t)(l, err)
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			conn.Close()
+		}
+	}()
 }
