@@ -116,8 +116,11 @@ func provide(dir string) error {
 			"github.com/rootless-containers/rootlesskit/v2/cmd/rootlesskit-docker-proxy")
 		build.Dir = "tools"
 		build.Env = append(os.Environ(), "CGO_ENABLED=0")
+		build3 := exec.Command("go", "build", "-o", filepath.Join(dir, "tools", "3")+"/", // a directory
+			"github.com/rootless-containers/rootlesskit/v3/cmd/rootlesskit")
+		build3.Dir, build3.Env = build.Dir, build.Env
 		dist := exec.Command("make", "-s", "-C", "../..", "dist", "VERSION=0.test", "DIST="+filepath.Join(dir, "dist"))
-		steps = append(steps, build, dist)
+		steps = append(steps, build, build3, dist)
 	}
 	for _, cmd := range steps {
 		if out, err := cmd.CombinedOutput(); err != nil {

@@ -129,7 +129,7 @@ func startKit(t *testing.T, b *bed.Bed, program string, detached bool, args ...s
 func TestRootlesskit(t *testing.T) {
 	needsClients(t)
 	const debian = "/usr/bin/rootlesskit"
-	v2 := filepath.Join(tools, "rootlesskit")
+	v2, v3 := filepath.Join(tools, "rootlesskit"), filepath.Join(tools, "3/rootlesskit")
 	publish := []string{"-p", "0.0.0.0:8080:80/tcp", "-p", "0.0.0.0:8081:81/udp"}
 	for _, row := range []struct {
 		name    string
@@ -142,6 +142,11 @@ func TestRootlesskit(t *testing.T) {
 		{"pasta, IPv6", v2, []string{"--net=pasta", "--port-driver=implicit", "--ipv6"}},
 		{"pasta, detached", v2, []string{"--net=pasta", "--port-driver=implicit", "--detach-netns"}},
 		{"pasta, MTU 1500", v2, []string{"--net=pasta", "--port-driver=none", "--mtu=1500"}},
+		{"rootlesskit 3, pasta, implicit", v3, []string{"--net=pasta", "--port-driver=implicit"}},
+		{"rootlesskit 3, pasta, none, IPv6", v3, []string{"--net=pasta", "--port-driver=none", "--ipv6"}},
+		{"rootlesskit 3, pesto", v3, append([]string{"--net=pasta", "--port-driver=pesto"}, publish...)},
+		{"rootlesskit 3, pesto, no loopback", v3, append([]string{"--net=pasta", "--port-driver=pesto", "--disable-host-loopback"}, publish...)},
+		{"rootlesskit 3, pesto, IPv6, detached", v3, append([]string{"--net=pasta", "--port-driver=pesto", "--ipv6", "--detach-netns"}, publish...)},
 		{"slirp4netns, none", v2, []string{"--net=slirp4netns", "--port-driver=none"}},
 		{"slirp4netns, builtin", v2, append([]string{"--net=slirp4netns", "--port-driver=builtin"}, publish...)},
 		{"slirp4netns, its own ports", v2, append([]string{"--net=slirp4netns", "--port-driver=slirp4netns"}, publish...)},
