@@ -109,6 +109,7 @@ func dumpCounts(log *zap.Logger, c *flow.Counters, s *splice.Splicer) {
 		add("fragments_evicted", c.FragmentsEvicted.Load())
 		add("table_full", c.TableFull.Load())
 		add("gave_way", c.GaveWay.Load())
+		add("idle_gave_way", c.IdleGaveWay.Load())
 		add("crowded", c.Crowded.Load())
 		add("no_socket", c.NoSocket.Load())
 		add("strangers", c.Strangers.Load())
@@ -128,6 +129,7 @@ func dumpCounts(log *zap.Logger, c *flow.Counters, s *splice.Splicer) {
 		add("spliced_full", c.Full.Load())
 		add("spliced_failed", c.Failed.Load())
 		add("spliced_lost", c.Lost.Load())
+		add("spliced_gave_way", c.GaveWay.Load())
 		add("spliced_panics", c.Panics.Load())
 	}
 	log.Debug("Counters at the end", fields...)

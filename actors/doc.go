@@ -26,7 +26,8 @@
 //     kind. A flow costs at most 16 KiB of heap and stacks, sockets apart.
 //   - Flows that nobody has answered give way, the oldest first, when there are too many (flow.Roster):
 //     so a SYN flood or a port scan wears itself out, and others still find room. A TCP connection that is
-//     established and a UDP flow in use never give way. Who asked for a connection and has no answer yet
+//     established and a UDP flow in use (flow.InUse) never give way; idle ones do where there is nobody else, that
+//     which was idle for longest first. Who asked for a connection and has no answer yet
 //     is not told, and asks again; others are reset.
 //   - Flows that begin: one makes its socket at a time, so that those there are get their turn (door).
 //     512 KiB of frames wait for that, in slabs; what comes beyond that is lost.

@@ -120,8 +120,8 @@ func New(cfg Config) *Engine {
 	e.door.open(e)
 	e.services.budget(&e.env.Load)
 	e.env.Peers = flow.Allowance{Load: &e.env.Load, Part: beginPart}
-	e.env.GiveWay = func() bool { return e.giveWay(e.roster.Oldest()) }
-	cfg.Limit.OnFull(func() { e.env.GiveWay() })
+	e.env.GiveWay = cfg.Limit.Press
+	cfg.Limit.Ask(giver{e})
 	e.env.SetGuestMAC(cfg.GuestMAC)
 	e.env.Present = e.present
 	e.env.Sharing = shares{e}
@@ -525,7 +525,9 @@ func (e *Engine) admit(p *flow.Port, fromHost bool) error {
 			e.table.Remove(p)
 		}
 	} // else the limit has seen to it
-	e.giveWay(victim)
+	if !e.giveWay(victim) && err == nil && (e.cfg.Limit.Scarce() || !ok && p.Key().Proto == frame.ProtoUDP) {
+		e.cfg.Limit.PressIdle() // the new one has no answer yet, and would give way to itself
+	}
 	if !ok {
 		e.env.Counters.TableFull.Reached(e.cfg.Log, "Flow table is full, new flows are refused")
 		return flow.ErrFull
@@ -542,6 +544,27 @@ func (e *Engine) giveWay(p *flow.Port) bool {
 	e.env.Counters.GaveWay.Reached(e.cfg.Log, "Too many flows without an answer, the oldest give way to others")
 	p.GiveWay()
 	return true
+}
+
+// giver is the flow.Giver of an engine.
+type giver struct{ *Engine }
+
+// GiveUnanswered implements flow.Giver.
+func (e giver) GiveUnanswered() bool { return e.giveWay(e.roster.Oldest()) }
+
+// Idlest implements flow.Giver.
+func (e giver) Idlest() (flow.Time, func()) {
+	p, last := e.roster.Idlest()
+	if p == nil {
+		return 0, nil
+	}
+	return last, func() {
+		if e.roster.Take(p) {
+			e.env.Counters.GaveWay.Add(1)
+			e.env.Counters.IdleGaveWay.Reached(e.cfg.Log, "Too many flows, those of UDP that are idle for longest give way to others")
+			p.GiveWay()
+		}
+	}
 }
 
 // end is the edge of every flow: whatever its actor did, it is out of the table and its port is

@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
+	"sync/atomic"
 	"unsafe"
 
 	"go.uber.org/zap"
@@ -39,6 +40,9 @@ type datagrams struct {
 
 	side   [2]peer // the one that began, and the other
 	lastAt flow.Time
+
+	used atomic.Int64 // lastAt, for others
+	over atomic.Bool  // others need the room
 }
 
 // UDP takes over fd, a non-blocking UDP socket connected to whoever began the flow, and carries its
@@ -66,6 +70,9 @@ func (s *Splicer) serveUDP(w *watch, fd int, to Side, src, dst netip.AddrPort, f
 		f.send(&f.side[1], b)
 	}
 	s.rhythm.Extend()
+	f.used.Store(int64(f.lastAt))
+	s.mayGiveWay(f)
+	defer s.keep(f)
 	f.run()
 }
 
@@ -115,17 +122,19 @@ func (f *datagrams) run() {
 			more = more || again
 		}
 		switch {
-		case f.s.stopping():
+		case f.stopping():
 			return
 		case more:
 			runtime.Gosched() // others have something to move as well
 			f.w.look()
 		case f.s.spin(f.w):
-		case !f.w.waitUntil(f.expiry(), f.s.stopping) && flow.Now() >= f.expiry():
+		case !f.w.waitUntil(f.expiry(), f.stopping) && flow.Now() >= f.expiry():
 			return
 		}
 	}
 }
+
+func (f *datagrams) stopping() bool { return f.over.Load() || f.s.stopping() }
 
 // note notes what the watch has seen.
 func (f *datagrams) note() {
@@ -178,6 +187,7 @@ func (f *datagrams) move(src, dst *peer, i int) (more, ok bool) {
 		faults = 0
 		src.seen = min(src.seen+n, 2)
 		f.lastAt = flow.Now()
+		f.used.Store(int64(f.lastAt))
 		total := f.forward(b, n, dst)
 		f.s.rhythm.Message(f.w, flow.Side(i+1), total)
 		if n < maxBatch {

@@ -56,6 +56,7 @@ type Counters struct {
 	Full     flow.Bound    // flows beyond the limit
 	Failed   flow.Bound    // flows for want of descriptors or memory, or for another fault of ours
 	Lost     atomic.Uint64 // datagrams the other side did not take
+	GaveWay  flow.Bound    // flows of datagrams that have ended to make room for others
 	Panics   atomic.Uint64 // flows that ended by a fault
 }
 
@@ -74,6 +75,7 @@ type Splicer struct {
 	flows sync.WaitGroup // added to only under mu, and not once stopped
 	live  map[*watch]struct{}
 	spare []*watch
+	idle  map[*datagrams]struct{} // flows of datagrams, which may give way
 }
 
 // New returns a splicer. Flows may be given to it at once, but nothing is kept ready for them before
@@ -82,7 +84,8 @@ func New(cfg Config) *Splicer {
 	if cfg.Limit == nil {
 		cfg.Limit = flow.NewLimit(flow.MaxFlows)
 	}
-	s := &Splicer{cfg: cfg, live: make(map[*watch]struct{})}
+	s := &Splicer{cfg: cfg, live: make(map[*watch]struct{}), idle: make(map[*datagrams]struct{})}
+	cfg.Limit.Ask(giver{s})
 	s.pipes.size = pipeCapacity()
 	here := func(f func() error) error { return f() }
 	for side, inside := range []func(func() error) error{Host: here, Namespace: cfg.InNamespace} {
@@ -163,6 +166,9 @@ func (s *Splicer) start(count *atomic.Uint64, refuse func(), serve func(*watch))
 		s.counters.Full.Reached(s.cfg.Log, "Too many flows, new ones are refused")
 		refuse()
 		return
+	}
+	if s.cfg.Limit.Scarce() {
+		s.cfg.Limit.Press() // in good time: it takes a moment to end
 	}
 	w, err := s.enter()
 	if err != nil {

@@ -67,6 +67,6 @@ func (e *Env) NoSocket(p *Port, message string, err error) bool {
 		return false
 	}
 	e.Counters.NoSocket.ReachedBy(e.Log, message, err)
-	p.Settled() // or it might give way to itself
+	p.Leaves() // or it might give way to itself
 	return e.GiveWay != nil && e.GiveWay()
 }

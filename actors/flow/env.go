@@ -97,6 +97,7 @@ type Counters struct {
 	SlabsOut     Bound                           // frames lost since no slab was free
 	TableFull    Bound                           // flows refused
 	GaveWay      Bound                           // flows that have ended to make room for others
+	IdleGaveWay  Bound                           // those among them that were in use before
 	Crowded      Bound                           // frames lost that would have opened flows, since too many came at a time
 	NoSocket     Bound                           // flows refused for want of descriptors or memory
 	HeldFull     Bound                           // windows that stayed small since all flows together held too much

@@ -1,13 +1,32 @@
 package flow
 
-import "sync/atomic"
+import (
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// InUse is how long after its last datagram a flow of UDP that is more than a question and an answer gives way
+// to none.
+const InUse = Time(5 * time.Second)
+
+// Giver has flows that count against a Limit and may give way to others. Any goroutine may call it.
+type Giver interface {
+	// GiveUnanswered has one end that is easily missed, and reports whether there was one.
+	GiveUnanswered() bool
+	// Idlest returns the last time at which anything was carried by the flow of UDP for which that is longest
+	// ago, and what has it end; nil if there is none.
+	Idlest() (last Time, end func())
+}
 
 // Limit bounds the number of flows of all kinds together, and of the descriptors they have. Any
 // goroutine may use it.
 type Limit struct {
 	max, files int64
 	n, open    atomic.Int64
-	onFull     func()
+
+	mu     sync.Mutex
+	givers []Giver
 }
 
 // NewLimit returns a limit of max flows, with any number of descriptors.
@@ -18,9 +37,12 @@ func NewFileLimit(max, files int) *Limit {
 	return &Limit{max: min(int64(max), int64(files)), files: int64(files)}
 }
 
-// OnFull has f called when a flow was refused, or when Press is: it may make room. f is set before
-// anybody else has the limit.
-func (l *Limit) OnFull(f func()) { l.onFull = f }
+// Ask has g make room when a flow was refused, or when Press is called.
+func (l *Limit) Ask(g Giver) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.givers = append(l.givers, g)
+}
 
 // Take counts one more flow, with so many descriptors, and reports whether it may exist. If so, Give is
 // to be called at its end.
@@ -42,17 +64,40 @@ func (l *Limit) Give(files int) {
 	l.open.Add(int64(-files))
 }
 
-// Press asks for room: a flow could not be made for want of something.
-func (l *Limit) Press() {
-	if l.onFull != nil {
-		l.onFull()
+// Press asks for room: a flow could not be made for want of something. One that nobody has answered gives way,
+// or else that of UDP which was idle for longest, and at least for InUse. Press reports whether there was one.
+func (l *Limit) Press() bool {
+	for _, g := range l.all() {
+		if g.GiveUnanswered() {
+			return true
+		}
 	}
+	return l.PressIdle()
+}
+
+func (l *Limit) all() []Giver {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.givers
+}
+
+// PressIdle is Press, but none gives way that nobody has answered.
+func (l *Limit) PressIdle() bool {
+	oldest, end := Now()-InUse, func() {}
+	found := false
+	for _, g := range l.all() {
+		if last, f := g.Idlest(); f != nil && last <= oldest {
+			oldest, end, found = last, f, true
+		}
+	}
+	end()
+	return found
 }
 
 // Len returns the number of flows there are now.
 func (l *Limit) Len() int { return int(l.n.Load()) }
 
-// scarce reports whether there will soon be no room for more.
-func (l *Limit) scarce() bool {
+// Scarce reports whether there will soon be no room for more.
+func (l *Limit) Scarce() bool {
 	return l.max-l.n.Load() < l.max/64 || l.files-l.open.Load() < l.files/64
 }

@@ -67,6 +67,9 @@ type Port struct {
 	queue  *queue
 	before *Port // in queue
 	behind *Port
+	noted  Time // when used was last looked at
+
+	used atomic.Int64 // see Used
 
 	alarm   *time.Timer
 	alarmAt Time // 0 when none is set

@@ -28,7 +28,7 @@ const (
 // Roster knows the flows there are by their kinds, and which of them are easily missed: first those that
 // were asked once and have answered, then those that nobody has answered. When there are too many of a
 // kind, the oldest of them gives way to the next one, so that a flood wears itself out and others still
-// find room. A flow that is settled never gives way.
+// find room. A flow that is settled does not, unless it is one of UDP that is idle, and nobody else is left.
 //
 // Any goroutine may use it.
 type Roster struct {
@@ -43,6 +43,7 @@ type kind struct {
 	n                 int
 	max               int // in both queues
 	waiting, answered queue
+	idle              queue // settled flows of UDP, see Roster.Idlest
 }
 
 // NewRoster returns an empty roster of flows that count against limit.
@@ -88,7 +89,7 @@ func (r *Roster) Add(p *Port, fromHost bool) (victim *Port, ok bool) {
 		return k.oldest(), false
 	case k.waiting.n+k.answered.n >= k.max:
 		victim = k.oldest()
-	case r.limit.scarce():
+	case r.limit.Scarce():
 		victim = r.oldest() // in good time: it takes a moment to end
 	}
 	k.n++
@@ -163,13 +164,14 @@ const (
 	stageWaiting = iota
 	stageAnswered
 	stageSettled
+	stageLeft
 )
 
 // Answered notes that the flow was answered: it is missed less than others. Only the actor calls it.
 func (p *Port) Answered() { p.reach(stageAnswered) }
 
-// Settled notes that both sides have agreed on the flow, which gives way to no other from here on. Only
-// the actor calls it.
+// Settled notes that both sides have agreed on the flow, which gives way to no other from here on, unless it
+// is one of UDP that is idle. Only the actor calls it.
 func (p *Port) Settled() { p.reach(stageSettled) }
 
 func (p *Port) reach(stage uint8) {
@@ -187,9 +189,63 @@ func (p *Port) reach(stage uint8) {
 		return // it is on its way out
 	}
 	p.leaveQueue()
-	if stage == stageAnswered {
-		r.kinds[p.kind].answered.add(p)
+	switch k := &r.kinds[p.kind]; {
+	case stage == stageAnswered:
+		k.answered.add(p)
+	case stage == stageSettled && p.key.Proto == frame.ProtoUDP:
+		p.noted = Now()
+		k.idle.add(p)
 	}
+}
+
+// Leaves notes that the flow is about to end, and cannot give way. Only the actor calls it.
+func (p *Port) Leaves() { p.reach(stageLeft) }
+
+// Used notes that the flow of UDP has carried something at t. Only the actor calls it.
+func (p *Port) Used(t Time) { p.used.Store(int64(t)) }
+
+// maxLooks is the number of flows that are looked at to find the one that was idle for longest.
+const maxLooks = 256
+
+// Idlest returns the settled flow of UDP that was idle for longest, of those it looks at, and since when; nil
+// if there is none.
+func (r *Roster) Idlest() (p *Port, last Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, k := range [...]int{udpOut, udpIn} {
+		if q, t := r.kinds[k].idle.idlest(); q != nil && (p == nil || t < last) {
+			p, last = q, t
+		}
+	}
+	return p, last
+}
+
+// Take reports whether p is among those that may give way, and is not any more.
+func (r *Roster) Take(p *Port) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	in := p.queue != nil
+	p.leaveQueue()
+	return in
+}
+
+// idlest is Idlest for one queue. Those that were used since they were last looked at go to its end.
+func (q *queue) idlest() (best *Port, last Time) {
+	p := q.first
+	for range min(q.n, maxLooks) {
+		next := p.behind
+		used := Time(p.used.Load())
+		if best == nil || used < last {
+			best, last = p, used
+		}
+		if used > p.noted {
+			p.leaveQueue()
+			q.add(p)
+			p.noted = used
+		}
+		p = next
+	}
+	return best, last
 }
 
 // GiveWay tells the actor to end, to make room for another flow. Any goroutine may call it.

@@ -144,15 +144,15 @@ func TestFlowsGiveWayBeforeThereIsNoRoom(t *testing.T) {
 
 func TestLimitOfDescriptors(t *testing.T) {
 	l := NewFileLimit(100, 10)
-	pressed := 0
-	l.OnFull(func() { pressed++ })
+	var g giverOf
+	l.Ask(&g)
 	for range 3 {
 		if !l.Take(3) {
 			t.Fatal("refused")
 		}
 	}
-	if l.Take(3) || pressed != 1 {
-		t.Errorf("12 descriptors of 10 are given out, or nobody was told (%d)", pressed)
+	if l.Take(3) || g.asked != 1 {
+		t.Errorf("12 descriptors of 10 are given out, or nobody was told (%d)", g.asked)
 	}
 	if !l.Take(1) || l.Len() != 4 {
 		t.Error("the last one was refused")
@@ -181,5 +181,82 @@ func TestLimitIsLoggedOnceAMinute(t *testing.T) {
 	}
 	if n := testing.AllocsPerRun(100, func() { b.Reached(log, "full") }); n != 0 {
 		t.Errorf("%v allocations", n)
+	}
+}
+
+// giverOf is a Giver with one idle flow, and perhaps one that is not answered.
+type giverOf struct {
+	unanswered bool
+	last       Time
+	has        bool
+	asked      int
+	ended      bool
+}
+
+func (g *giverOf) GiveUnanswered() bool { g.asked++; return g.unanswered }
+
+func (g *giverOf) Idlest() (Time, func()) {
+	if !g.has {
+		return 0, nil
+	}
+	return g.last, func() { g.ended = true }
+}
+
+// TestLongestIdleFlowOfAllGivesWay: whoever has it, if it is idle, and no other is without an answer.
+func TestLongestIdleFlowOfAllGivesWay(t *testing.T) {
+	const idle = 3 * InUse
+	for _, tt := range []struct {
+		name string
+		a, b giverOf
+		want string
+	}{
+		{"nobody has any", giverOf{}, giverOf{}, ""},
+		{"in use", giverOf{has: true, last: Now()}, giverOf{has: true, last: Now()}, ""},
+		{"idle", giverOf{has: true, last: Now() - idle}, giverOf{has: true, last: Now()}, "a"},
+		{"idle for longer", giverOf{has: true, last: Now() - idle}, giverOf{has: true, last: Now() - 2*idle}, "b"},
+		{"without an answer", giverOf{has: true, last: Now() - idle}, giverOf{unanswered: true}, "unanswered"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			l := NewLimit(1)
+			l.Ask(&tt.a)
+			l.Ask(&tt.b)
+			if l.Press() != (tt.want != "") || tt.a.ended != (tt.want == "a") || tt.b.ended != (tt.want == "b") {
+				t.Errorf("%+v, %+v; want %q to give way", tt.a, tt.b, tt.want)
+			}
+		})
+	}
+}
+
+// TestIdlestFlow: those that were used of late are behind those that were not.
+func TestIdlestFlow(t *testing.T) {
+	r := NewRoster(NewLimit(1000))
+	ports, _ := flowsOf(t, r, frame.ProtoUDP, false, 100)
+	if p, _ := r.Idlest(); p != nil {
+		t.Fatal("one without an answer counts as idle")
+	}
+	now := Now()
+	for i, p := range ports {
+		p.Used(now - Time((i*37%100+1)*int(InUse)))
+		p.Settled()
+	}
+	ports[27].Leaves() // 27*37%100 = 99: for longest
+	for i := range 99 {
+		p, last := r.Idlest()
+		if want := now - Time((99-i)*int(InUse)); p == nil || last != want {
+			t.Fatalf("flow %d is idle since %v, want %v", i, last, want)
+		}
+		p.Used(Now() + Time(i+1))
+	}
+	p, _ := r.Idlest()
+	if !r.Take(p) || r.Take(p) {
+		t.Error("it does not give way once")
+	}
+	if q, _ := r.Idlest(); q == p {
+		t.Error("it is still there")
+	}
+	if tcp, _ := flowsOf(t, NewRoster(NewLimit(10)), frame.ProtoTCP, false, 1); tcp[0].queue != nil {
+		if tcp[0].Settled(); tcp[0].queue != nil {
+			t.Error("a connection gives way")
+		}
 	}
 }

@@ -212,6 +212,7 @@ func (c *conn) seen(side *uint8) {
 	}
 	c.party.batch = c.batch
 	c.lastAt = flow.Now()
+	c.port.Used(c.lastAt)
 	*side = min(*side+1, 2)
 	if c.crowd != nil {
 		c.crowd.touch(c.party)

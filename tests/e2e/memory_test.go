@@ -331,3 +331,30 @@ func TestSystemCallsFail(t *testing.T) {
 func anyStream(e *established) bool { return e.network == "tcp" }
 func anybody(*established) bool     { return true }
 func onTheTap(e *established) bool  { return !strings.Contains(e.name, "spliced") }
+
+// TestIdleDatagramsTakeAllFiles: the target has more flows of UDP than the translator may have files, all of them
+// answered and none used any more. Somebody else still finds room, long before they are over, and who is in use
+// stays.
+func TestIdleDatagramsTakeAllFiles(t *testing.T) {
+	t.Parallel()
+	c := connect(t, newBed(t, defaultBed), "-t", "none", "-u", "none", "-T", "none", "-U", "7003")
+	echoStreams(t, c.Far, ":7000")
+	echoDatagrams(t, c.Host, "127.0.0.1:7003")
+	old := c.living(t, bed.FarAddr4)
+	addr := c.datagrams(t, bed.FarAddr4)
+	c.fewFiles(t, 100)
+	waitFor(t, "the files to be used up", func() bool {
+		for _, to := range []string{addr, "127.0.0.1:7003"} {
+			c.tryDatagram(t, c.target.NS, to, 100*time.Millisecond)
+		}
+		return strings.Contains(c.proc.Stderr(), "too many open files") &&
+			c.try(t, c.target.NS, net.JoinHostPort(bed.FarAddr4, "7000"), 200*time.Millisecond) != nil
+	})
+	waitFor(t, "room for a connection", func() bool {
+		old.goOn(t, "meanwhile")
+		return c.try(t, c.target.NS, net.JoinHostPort(bed.FarAddr4, "7000"), 2*time.Second) == nil
+	})
+	if !strings.Contains(c.proc.Stderr(), "those of UDP that are idle for longest give way to others") {
+		t.Errorf("not said: %s", c.proc.Stderr())
+	}
+}
