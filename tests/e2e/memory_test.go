@@ -354,7 +354,7 @@ func TestIdleDatagramsTakeAllFiles(t *testing.T) {
 		old.goOn(t, "meanwhile")
 		return c.try(t, c.target.NS, net.JoinHostPort(bed.FarAddr4, "7000"), 2*time.Second) == nil
 	})
-	if !strings.Contains(c.proc.Stderr(), "those of UDP that are idle for longest give way to others") {
+	if !strings.Contains(c.proc.Stderr(), "of UDP that are idle for longest give way to others") {
 		t.Errorf("not said: %s", c.proc.Stderr())
 	}
 }
