@@ -111,6 +111,7 @@ func New(cfg Config) *Engine {
 			PeekOff4: cfg.PeekOff4, PeekOff6: cfg.PeekOff6,
 			SYNRetries: cfg.SYNRetries, SYNLinear: cfg.SYNLinear, RTOMax: cfg.RTOMax,
 			UDPTimeout: cfg.UDPTimeout, UDPStreamTimeout: cfg.UDPStreamTimeout,
+			Closer: flow.NewCloser(),
 		},
 		services: newServices(&cfg),
 		adverts:  newAdverts(),
@@ -163,6 +164,7 @@ func (e *Engine) Run(ctx context.Context) error {
 	e.mu.Unlock()
 	e.table.Each((*flow.Port).Stop)
 	e.flows.Wait()
+	e.env.Closer.End()
 	if ctx.Err() != nil {
 		return nil
 	}
@@ -496,6 +498,7 @@ func (e *Engine) start(p *flow.Port, made *atomic.Uint64, serve func(*flow.Port)
 	if p.Key().Proto == frame.ProtoTCP {
 		p.OnLost(e.again)
 	}
+	p.CloseBy(e.env.Closer)
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.ended {

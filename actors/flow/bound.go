@@ -67,6 +67,7 @@ func (e *Env) NoSocket(p *Port, message string, err error) bool {
 		return false
 	}
 	e.Counters.NoSocket.ReachedBy(e.Log, message, err)
+	e.Closer.Scarce()
 	p.Leaves() // or it might give way to itself
 	return e.GiveWay != nil && e.GiveWay()
 }

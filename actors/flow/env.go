@@ -72,6 +72,8 @@ type Env struct {
 	// Load knows whether flows have work to do that should not wait for new ones.
 	Load Load
 
+	Closer *Closer // of the sockets of flows
+
 	// Peers is the time for peers of UDP that a flow has not met before.
 	Peers Allowance
 

@@ -58,6 +58,7 @@ type Port struct {
 
 	opened func() // see OnOpened
 
+	closer *Closer     // see CloseBy
 	shared *Alias      // see Share
 	alone  atomic.Bool // see Alone
 
@@ -162,6 +163,9 @@ func (p *Port) Open(fd int, try func() bool) error {
 	return nil
 }
 
+// CloseBy has c close the socket. It is to be called before the actor starts.
+func (p *Port) CloseBy(c *Closer) { p.closer = c }
+
 // FD returns the socket, or -1.
 func (p *Port) FD() int { return p.fd }
 
@@ -172,7 +176,7 @@ func (p *Port) Close() {
 		p.alarm.Stop()
 	}
 	if p.fd >= 0 {
-		p.file.Load().Close()
+		p.closer.close(p.file.Load(), p.fd)
 		p.fd = -1
 	}
 	p.gone.Store(true)

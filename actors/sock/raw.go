@@ -153,3 +153,8 @@ func Recv(fd int, b []byte) (int, unix.Errno) {
 // NoMemory reports whether e says that the kernel has no memory for a call at the moment. That is not the
 // flow's fault, and no event says when there is some again.
 func NoMemory(e unix.Errno) bool { return e == unix.ENOBUFS || e == unix.ENOMEM }
+
+// SetPeekOffset has what fd peeks begin after the first n bytes of its queue (SO_PEEK_OFF, socket(7)).
+func SetPeekOffset(fd int, n int32) unix.Errno {
+	return rawSetInt(fd, unix.SOL_SOCKET, unix.SO_PEEK_OFF, n)
+}

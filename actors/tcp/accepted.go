@@ -4,7 +4,6 @@ import (
 	"net/netip"
 
 	"go.uber.org/zap"
-	"golang.org/x/sys/unix"
 
 	"fusilli/actors/flow"
 	"fusilli/actors/sock"
@@ -44,7 +43,7 @@ func (c *conn) call() bool {
 	sock.PrepareStream(c.fd)
 	if c.env.PeekOff4 || c.env.PeekOff6 {
 		// The socket may be of either family, whatever the addresses: the kernel knows.
-		c.peekOff = unix.SetsockoptInt(c.fd, unix.SOL_SOCKET, unix.SO_PEEK_OFF, 0) == nil
+		c.peekOff = sock.SetPeekOffset(c.fd, 0) == 0
 	}
 	return true
 }

@@ -279,7 +279,7 @@ func (c *conn) open(dialer Dialer) bool {
 		return false
 	}
 	if c.env.PeekOff4 && !c.v6 || c.env.PeekOff6 && c.v6 {
-		c.peekOff = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PEEK_OFF, 0) == nil
+		c.peekOff = sock.SetPeekOffset(fd, 0) == 0
 	}
 	switch done {
 	case 0:

@@ -98,8 +98,8 @@ func (c *conn) setPeek(n int) {
 	if !c.peekOff {
 		return
 	}
-	if err := unix.SetsockoptInt(c.fd, unix.SOL_SOCKET, unix.SO_PEEK_OFF, n); err != nil {
-		c.sockErr, c.failed = err.(unix.Errno), true // or the guest would get other bytes than it is told
+	if err := sock.SetPeekOffset(c.fd, int32(n)); err != 0 {
+		c.sockErr, c.failed = err, true // or the guest would get other bytes than it is told
 	}
 }
 

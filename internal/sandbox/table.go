@@ -183,6 +183,7 @@ var calls = sync.OnceValue(func() []call {
 			{name: "write", nr: unix.SYS_WRITE, modes: both, phases: always, why: "tap, log, capture, runtime's wake-ups"},
 			{name: "readv", nr: unix.SYS_READV, modes: both, phases: carry, why: "frames into several pieces"},
 			{name: "writev", nr: unix.SYS_WRITEV, modes: both, phases: always, why: "frames and capture in several pieces"},
+			{name: "dup3", nr: unix.SYS_DUP3, modes: both, phases: carry, why: "close sockets of flows past Go's scheduler"},
 			{name: "close", nr: unix.SYS_CLOSE, modes: both, phases: always, why: "every descriptor"},
 			{name: "lseek", nr: unix.SYS_LSEEK, modes: both, phases: always, why: "length of the log, tables of bound ports"},
 			{name: "pread64", nr: unix.SYS_PREAD64, modes: both, phases: always, why: "log file: find where to cut"},
