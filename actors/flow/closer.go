@@ -17,9 +17,9 @@ const (
 )
 
 // Closer closes the sockets of flows. A socket is closed at once, but by a call that Go's scheduler does not
-// hear of: dup2(2) of another descriptor over it. The os.File that was around it is closed with others later.
-// The runtime takes each of its closings for a call that may block, and wakes a thread for it that looks every 20 µs what
-// has become of the call: a quarter of the CPU time of short connections.
+// hear of: dup3(2) of another descriptor over it. The os.File that was around it is closed with others later.
+// The runtime takes each such closing for a call that may block, and wakes a thread for it that looks every
+// 20 µs what has become of it: a quarter of the CPU time of short connections.
 //
 // Its methods may be called by anyone; a nil Closer closes everything at once.
 type Closer struct {
