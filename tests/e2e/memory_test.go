@@ -293,7 +293,12 @@ func TestSystemCallsFail(t *testing.T) {
 			}
 
 			for i := range ways {
-				if err := ways[i].try(t, c, limit); err != nil {
+				// A call that has failed a moment ago may still have this flow give way to another.
+				err := ways[i].try(t, c, limit)
+				for end := time.Now().Add(limit); err != nil && time.Now().Before(end); {
+					err = ways[i].try(t, c, limit)
+				}
+				if err != nil {
 					t.Errorf("%s, when all is well again: %v", ways[i].name, err)
 				}
 			}
