@@ -104,6 +104,44 @@ func TestAdvertisementsNobodyHasAskedFor(t *testing.T) {
 	})
 }
 
+// TestNoAdvertisementsWhereThereAreToBeNone: they are neither sent nor said to be where they are switched off, or
+// neighbour discovery, or IPv6.
+func TestNoAdvertisementsWhereThereAreToBeNone(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		change func(c *Config)
+	}{
+		{"--no-ra", func(c *Config) { c.Neigh.NoRA = true }},
+		{"--no-ndp", func(c *Config) { c.Neigh.LinkLocal, c.Neigh.NoRA = frame.Addr{}, true }},
+		{"--ipv4-only", func(c *Config) { c.V6 = false }},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				link := new(recorder)
+				core, logs := observer.New(zapcore.DebugLevel)
+				c := Config{Link: link, Log: zap.New(core), V4: true, V6: true, Neigh: neigh.Responder{
+					MAC: ourMAC, Guest4: frame.Addr4([4]byte{10, 0, 2, 15}), Our4: frame.Addr4([4]byte{10, 0, 2, 2}),
+					LinkLocal: frame.AddrOf(netip.MustParseAddr("fe80::1")), Prefix: frame.AddrOf(netip.MustParseAddr("fd00::15")),
+				}}
+				tt.change(&c)
+				e := New(c)
+				ctx, cancel := context.WithCancel(t.Context())
+				var parts sync.WaitGroup
+				e.startServices(ctx, &parts)
+				e.Greet()
+				link.take(nil)
+				time.Sleep(24 * time.Hour)
+				synctest.Wait()
+				if frames, _ := link.take(nil); len(frames) > 0 || logs.Len() > 0 {
+					t.Errorf("%d frames, %d lines", len(frames), logs.Len())
+				}
+				cancel()
+				parts.Wait()
+			})
+		})
+	}
+}
+
 // What is malformed is counted, by the service it is for.
 func TestMalformedQuestionsAreCounted(t *testing.T) {
 	e, link, logs := newEngine(&options{})

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"net"
 	"net/netip"
+	"os/exec"
 	"strings"
 	"sync"
 	"testing"
@@ -115,6 +116,41 @@ neigh add 198.51.100.2 lladdr 02:00:00:00:01:02 dev e1
 	k.becomes(t, map[string]string{"2001:db8::1": third})
 	nstest.IP(t, "link del e0")
 	k.becomes(t, map[string]string{})
+}
+
+// TestNeighboursThatChangeWhileTheyAreListed: a list of many datagrams, and changes all the while it is read: in the
+// end nobody is missing or has an address that is not his any more.
+func TestNeighboursThatChangeWhileTheyAreListed(t *testing.T) {
+	nstest.Enter(t)
+	var first, then strings.Builder
+	first.WriteString(withAddresses)
+	want := map[string]string{}
+	for i := range 900 {
+		addr := fmt.Sprintf("192.0.2.%d", 20+i%200)
+		if i >= 200 {
+			addr = fmt.Sprintf("2001:db8::1:%x", i)
+		}
+		fmt.Fprintf(&first, "neigh add %s lladdr 02:00:00:00:%02x:%02x dev e0\n", addr, i>>8, i&0xff)
+		switch i % 3 {
+		case 0:
+			fmt.Fprintf(&then, "neigh replace %s lladdr 02:00:00:01:%02x:%02x dev e0\n", addr, i>>8, i&0xff)
+			want[addr] = fmt.Sprintf("02 00 00 01 %02x %02x", i>>8, i&0xff)
+		case 1:
+			fmt.Fprintf(&then, "neigh del %s dev e0\n", addr)
+		default:
+			want[addr] = fmt.Sprintf("02 00 00 00 %02x %02x", i>>8, i&0xff)
+		}
+	}
+	nstest.IP(t, first.String())
+	changes := exec.Command("ip", "-batch", "-")
+	changes.Stdin = strings.NewReader(then.String())
+	if err := changes.Start(); err != nil {
+		t.Fatal(err)
+	}
+	watch(t).becomes(t, want)
+	if err := changes.Wait(); err != nil {
+		t.Error(err)
+	}
 }
 
 // TestNeighboursOnTheWire: a real neighbour, whose hardware address changes.

@@ -366,6 +366,8 @@ func TestDefaultPorts(t *testing.T) {
 		{"pasta --no-tcp -t 22 --no-udp", "-t 22"},
 		{"passt", ""},
 		{"passt -t 22", "-t 22"},
+		{"passt -t 22 -D 192.0.2.53 -S none -t 23", "-t 22 -t 23"},
+		{"pasta -t 22 -D none -u none -U 53 --dns-forward 192.0.2.1", "-t 22 -u none -U 53 -T auto"},
 	} {
 		var got []string
 		for _, s := range parse(t, tt.argv).Ports {

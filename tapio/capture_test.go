@@ -1,17 +1,21 @@
 package tapio
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/binary"
 	"errors"
 	"io"
+	"os"
 	"sync"
 	"testing"
+	"testing/iotest"
 	"testing/synctest"
 	"time"
 
 	"github.com/gopacket/gopacket/layers"
 	"github.com/gopacket/gopacket/pcapgo"
+	"golang.org/x/sys/unix"
 
 	"fusilli/tapio/frame"
 )
@@ -150,6 +154,75 @@ func TestCaptureTellsTheTime(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestCaptureGoesWithTheClock: packets bear the time of day, to be found beside other logs; where the clock is set
+// back they do too, and stay in the order in which they came.
+func TestCaptureGoesWithTheClock(t *testing.T) {
+	var file bytes.Buffer
+	c := NewCapture(&file, func(err error) { t.Error(err) })
+	start := time.Now()
+	jumps := []time.Duration{0, time.Hour, -24 * time.Hour, 1500 * time.Microsecond}
+	for i, by := range jumps {
+		// Without a monotonic reading, as the clock would give it then.
+		c.record(start.Round(0).Add(by), numbered(i)[frame.VnetLen:])
+	}
+	c.Close()
+	r, err := pcapgo.NewReader(bytes.NewReader(file.Bytes()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, by := range jumps {
+		_, info, err := r.ReadPacketData()
+		if want := start.Add(by).Truncate(time.Microsecond); err != nil || !info.Timestamp.Equal(want) {
+			t.Errorf("packet %d: %v, want %v; %v", i, info.Timestamp, want, err)
+		}
+	}
+	for i, p := range packets(t, file.Bytes()) {
+		if number(p) != i {
+			t.Errorf("packet %d is %d", i, number(p))
+		}
+	}
+}
+
+// TestCaptureIntoAPipeIsWhole: a program that reads the capture while it is made, in its own time and in pieces,
+// gets all of it, though the pipe takes a part of each write only.
+func TestCaptureIntoAPipeIsWhole(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	raw, err := w.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw.Control(func(fd uintptr) { unix.FcntlInt(fd, unix.F_SETPIPE_SZ, 4096) })
+	const n = 50
+	go func() {
+		c := NewCapture(w, func(err error) { t.Error(err) })
+		for i := range n {
+			c.record(time.Now(), numbered(i)[frame.VnetLen:])
+			c.record(time.Now(), pattern(60001))
+		}
+		if lost := c.Close(); lost != 0 {
+			t.Errorf("%d frames lost", lost)
+		}
+		w.Close()
+	}()
+	got, err := io.ReadAll(iotest.OneByteReader(bufio.NewReaderSize(r, 1500)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := packets(t, got)
+	if len(all) != 2*n {
+		t.Fatalf("%d packets, want %d", len(all), 2*n)
+	}
+	for i := range n {
+		if number(all[2*i]) != i || !bytes.Equal(all[2*i+1][frame.VnetLen:], pattern(60001)) {
+			t.Errorf("packets %d and %d differ", 2*i, 2*i+1)
+		}
+	}
 }
 
 func TestCaptureLeavesOutWhatWasNotSent(t *testing.T) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"runtime"
@@ -378,23 +379,57 @@ func TestFamilies(t *testing.T) {
 		{"IPv6 of both", true, true, "-t ::/80", false, true, nil},
 		{"address of a disabled family", true, false, "-t ::1/80", false, false, unix.EAFNOSUPPORT},
 	} {
-		t.Run(tt.name, func(t *testing.T) {
-			p := newPlace(t, func(c *Config) { c.IPv4, c.IPv6 = tt.v4, tt.v6 })
-			if err := p.host.Sysctl("ipv6/bindv6only", "1"); err != nil { // makes no difference
-				t.Fatal(err)
-			}
-			failures, err := p.Add(config.Inbound, parse(t, tt.spec).Inbound...)
-			if (err != nil) != (tt.err != nil) || tt.err != nil && !errors.Is(&failures[0], tt.err) {
-				t.Fatalf("%v, %v", failures, err)
-			}
-			for addr, want := range map[string]bool{"127.0.0.1:80": tt.on4, "[::1]:80": tt.on6} {
-				c, err := p.host.Dial(t.Context(), "tcp", addr)
-				if (err == nil) != want {
-					t.Errorf("connect to %s: %v", addr, err)
+		for _, only := range []string{"0", "1"} { // net.ipv6.bindv6only makes no difference
+			t.Run(tt.name+", bindv6only "+only, func(t *testing.T) {
+				p := newPlace(t, func(c *Config) { c.IPv4, c.IPv6 = tt.v4, tt.v6 })
+				if err := p.host.Sysctl("ipv6/bindv6only", only); err != nil {
+					t.Fatal(err)
 				}
-				if err == nil {
-					p.twin.take()
-					c.Close()
+				failures, err := p.Add(config.Inbound, parse(t, tt.spec).Inbound...)
+				if (err != nil) != (tt.err != nil) || tt.err != nil && !errors.Is(&failures[0], tt.err) {
+					t.Fatalf("%v, %v", failures, err)
+				}
+				for addr, want := range map[string]bool{"127.0.0.1:80": tt.on4, "[::1]:80": tt.on6} {
+					c, err := p.host.Dial(t.Context(), "tcp", addr)
+					if (err == nil) != want {
+						t.Errorf("connect to %s: %v", addr, err)
+					}
+					if err == nil {
+						p.twin.take()
+						c.Close()
+					}
+				}
+			})
+		}
+	}
+}
+
+// A port can be listened on again although connections to it have only just ended, on our side first.
+func TestListenedOnAgainAtOnce(t *testing.T) {
+	for _, tt := range []struct{ spec, to string }{
+		{"-t 80", "127.0.0.1:80"},
+		{"-t 80", "[::1]:80"},
+		{"-t 0.0.0.0/80", "127.0.0.1:80"},
+		{"-t ::1/80", "[::1]:80"},
+	} {
+		t.Run(tt.spec+" "+tt.to, func(t *testing.T) {
+			p := newPlace(t, nil)
+			rule := parse(t, tt.spec).Inbound
+			for range 2 {
+				if failures, err := p.Add(config.Inbound, rule...); err != nil {
+					t.Fatalf("%v, %v", failures, err)
+				}
+				c := dial(t, p.host, "tcp", "", tt.to)
+				_, fd := p.twin.take()
+				if err := unix.Shutdown(fd, unix.SHUT_WR); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := c.Read(make([]byte, 1)); err != io.EOF {
+					t.Fatal(err)
+				}
+				c.Close() // and what is left is in TIME_WAIT with us
+				if err := p.Remove(config.Inbound, rule...); err != nil {
+					t.Fatal(err)
 				}
 			}
 		})

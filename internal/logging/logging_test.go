@@ -3,11 +3,14 @@ package logging
 import (
 	"bytes"
 	"io"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
+	"unsafe"
 
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
@@ -64,6 +67,51 @@ func TestStamp(t *testing.T) {
 		if got := stamp(tt.since); got != tt.want {
 			t.Errorf("stamp(%v) = %q, want %q", tt.since, got, tt.want)
 		}
+	}
+}
+
+// jumped is at as it would be had the host's clock been set by d before: the monotonic reading is the same. How a
+// time.Time is made up is nobody's business; that it is made up so is checked.
+func jumped(t *testing.T, at time.Time, d time.Duration) time.Time {
+	t.Helper()
+	const second = 1 << 30 // of the wall clock, in the first word of a time with a monotonic reading
+	got := at
+	*(*uint64)(unsafe.Pointer(&got)) += uint64(d/time.Second) * second
+	if !got.Equal(at) || got.Round(0).Sub(at.Round(0)) != d { // the one compares monotonic readings, the other has none
+		t.Fatalf("a jump by %v makes %v of %v", d, got, at)
+	}
+	return got
+}
+
+// TestStampsGoOnWhenTheClockIsSet: lines count from the start of the program on, in their order, whatever becomes of
+// the host's clock.
+func TestStampsGoOnWhenTheClockIsSet(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "log")
+	f, err := CreateFile(path, "header")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	var stderr bytes.Buffer
+	origin := time.Now()
+	log := New(&stderr, Options{Level: zapcore.DebugLevel, Origin: origin, File: NewFile(f, 40960, origin)})
+	for i, jump := range []time.Duration{0, time.Hour, -24 * time.Hour, 0} {
+		e := zapcore.Entry{Level: zapcore.WarnLevel, Time: jumped(t, origin.Add(time.Duration(i)*1500*time.Millisecond), jump), Message: "line"}
+		if err := log.Core().Write(e, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	log.Close()
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := "0.0000: line\n1.5000: line\n3.0000: line\n4.5000: line\n"
+	if d := cmp.Diff(want, stderr.String()); d != "" {
+		t.Errorf("standard error: %s", d)
+	}
+	if d := cmp.Diff("header\n"+strings.ReplaceAll(want, "line", "WARNING: line"), string(text)); d != "" {
+		t.Errorf("file: %s", d)
 	}
 }
 

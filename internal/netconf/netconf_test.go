@@ -249,6 +249,31 @@ func own(list []object) []object {
 	return kept
 }
 
+// An address that the host has for a while, as of a lease, is the namespace's for as long as it lasts: nobody there
+// renews it.
+func TestCopiedAddressesDoNotExpire(t *testing.T) {
+	nstest.Enter(t)
+	nstest.IP(t, host+`
+		addr add 192.0.2.2/24 dev e0 valid_lft 1000 preferred_lft 900
+		route add default via 192.0.2.1 dev e0
+		addr add 2001:db8::2/64 dev e0 nodad valid_lft 1000 preferred_lft 900
+		route add default via fe80::1 dev e0`)
+	if text := nstest.Show(t, "addr", "show", "dev", "e0"); strings.Count(text, "sec preferred_lft ") != 2 {
+		t.Fatalf("the host's addresses do not expire:\n%s", text)
+	}
+	h := detect(t, autodetect.Options{})
+
+	nstest.Enter(t)
+	nstest.Tap(t, "e0")
+	if got, err := Configure("e0", plan(h)); err != nil || len(got.Warnings) > 0 {
+		t.Fatal(err, got.Warnings)
+	}
+	text := nstest.Show(t, "addr", "show", "dev", "e0")
+	if n := strings.Count(text, "valid_lft forever preferred_lft forever"); n != strings.Count(text, " inet") || n < 2 {
+		t.Errorf("some expire:\n%s", text)
+	}
+}
+
 func TestCopyKeepsBestOfWhatItCannotCopy(t *testing.T) {
 	nstest.Enter(t)
 	nstest.IP(t, host+`

@@ -75,6 +75,76 @@ func TestCommandInheritsNothingButTheStandardDescriptors(t *testing.T) {
 	}
 }
 
+// TestNoDescriptorIsForOthers: whatever the translator has open while it is at work, a program that it started would
+// not get it.
+func TestNoDescriptorIsForOthers(t *testing.T) {
+	t.Parallel()
+	b := newBed(t, defaultBed)
+	control := filepath.Join(scratch(t), "control")
+	c := connect(t, b, "-t", "1100", "-u", "1100", "-T", "3100", "-U", "3100", "-c", control)
+	echo := func(n *bed.NS, addr string) {
+		l, err := n.ServeTCP(addr, func(c net.Conn) { io.Copy(c, c) })
+		serving(t)(l, err)
+	}
+	echo(c.target.NS, ":1100")
+	echo(b.Host, "127.0.0.1:3100")
+	echo(b.Far, ":1200")
+	serveDatagrams(t, c.target.NS, []string{bed.HostAddr4}, 1100)
+	serveDatagrams(t, b.Host, []string{"127.0.0.1"}, 3100)
+	serveDatagrams(t, b.Far, []string{bed.FarAddr4}, 1200)
+	before := c.usage(t).FDs
+	for _, way := range []struct {
+		n    *bed.NS
+		addr string
+	}{
+		{b.Far, bed.HostAddr4 + ":1100"},      // by the tap
+		{b.Host, "127.0.0.1:1100"},            // spliced
+		{c.target.NS, "127.0.0.1:3100"},       // spliced, the other way
+		{c.target.NS, bed.FarAddr4 + ":1200"}, // out
+	} {
+		for _, network := range []string{"tcp", "udp"} {
+			conn, err := way.n.Dial(patience(t, limit), network, way.addr)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { conn.Close() })
+			if _, err := ask(conn, []byte("?")); err != nil {
+				t.Fatalf("%s %s: %v", network, way.addr, err)
+			}
+		}
+	}
+	client, err := net.Dial("unix", control)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	if _, err := io.ReadFull(client, make([]byte, 8)); err != nil {
+		t.Fatal(err)
+	}
+	u := c.usage(t)
+	if u.FDs < before+8 {
+		t.Errorf("%d descriptors, %d before: there is nothing to look at", u.FDs, before)
+	}
+	for _, pid := range u.PIDs {
+		all, err := filepath.Glob(fmt.Sprintf("/proc/%d/fdinfo/*", pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, path := range all {
+			info, err := os.ReadFile(path)
+			if n, _ := strconv.Atoi(filepath.Base(path)); err != nil || n <= 2 {
+				continue
+			}
+			_, rest, _ := strings.Cut(string(info), "flags:")
+			word, _, _ := strings.Cut(strings.TrimSpace(rest), "\n")
+			if flags, err := strconv.ParseUint(word, 8, 64); err != nil || flags&unix.O_CLOEXEC == 0 {
+				to, _ := os.Readlink(strings.Replace(path, "fdinfo", "fd", 1))
+				t.Errorf("process %d, descriptor %s: %s has flags %q", pid, filepath.Base(path), to, word)
+			}
+		}
+	}
+}
+
 func TestBackgroundIsReadyWhenTheLauncherEnds(t *testing.T) {
 	t.Parallel()
 	b := newBed(t, defaultBed)

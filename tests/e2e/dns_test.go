@@ -151,6 +151,19 @@ func TestQueriesToTheGatewayReachALoopbackResolver(t *testing.T) {
 	}
 }
 
+// A gateway that is the resolver, as most home routers are, answers itself, although everything else that is
+// sent to its address comes to the host.
+func TestQueriesToAGatewayThatIsTheResolver(t *testing.T) {
+	t.Parallel()
+	b := newBed(t, defaultBed) // its resolv.conf names the gateway
+	c := attach(t, b, "--config-net", "-q")
+	c.resolves(t, b.Far, bed.FarAddr4, bed.FarAddr4)
+	resolver(t, b.Host, "127.0.0.1:5353")
+	if got, err := c.resolve(t, "udp", bed.FarAddr4+":5353"); err != nil || got != "127.0.0.1:5353" {
+		t.Errorf("port 5353: answered by %q, %v", got, err)
+	}
+}
+
 // With an address of its own for DNS, a loopback resolver is reached there also when nothing else of
 // the host's loopback is.
 func TestForwardingToALoopbackResolverWithoutTheGateway(t *testing.T) {

@@ -169,6 +169,46 @@ func TestFilesOfRoot(t *testing.T) {
 	})
 }
 
+// TestSocketOfRoot: passt that root starts has its socket and its PID file where only root may make any, and is
+// nobody itself.
+func TestSocketOfRoot(t *testing.T) {
+	t.Parallel()
+	asRoot(t)
+	b := newBed(t, defaultBed)
+	dir := scratch(t)
+	if err := os.Chmod(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	socket, control, pid := filepath.Join(dir, "socket"), filepath.Join(dir, "control"), filepath.Join(dir, "pid")
+	p, err := b.Host.Spawn(bed.Root, exec.Command(asPasst(t), "-q", "-4", "--one-off", "-s", socket, "-c", control, "-P", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if status := p.Status(); status != 0 || p.Stderr() != "Started as root, will change to nobody.\n" {
+		t.Fatalf("status %d: %s", status, p.Stderr())
+	}
+	n, err := strconv.Atoi(strings.TrimSpace(text(t, pid)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{socket, control} {
+		if st, err := os.Stat(path); err != nil || owner(st) != 0 {
+			t.Errorf("%s is not root's: %v", path, err)
+		}
+	}
+	if status := text(t, fmt.Sprintf("/proc/%d/status", n)); !strings.Contains(status, "Uid:\t65534\t65534\t65534\t65534\n") {
+		t.Errorf("passt is not nobody: %s", status)
+	}
+	h := plugIn(t, socket)
+	h.Write(question())
+	h.answered()
+	h.Close()
+	waitFor(t, "passt to end", func() bool {
+		_, err := bed.Tree(n)
+		return err != nil
+	})
+}
+
 func TestRootOfAUserNamespaceStaysSo(t *testing.T) {
 	t.Parallel()
 	b := newBed(t, defaultBed)

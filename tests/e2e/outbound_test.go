@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"io"
 	"net"
 	"net/netip"
 	"strings"
@@ -108,6 +109,40 @@ func TestOutbound(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestLinkLocalNeighbourOfTheHost: an address that means something on one link only is looked for on the host's, of
+// the template; that of another interface, first in the list, is not meant.
+func TestLinkLocalNeighbourOfTheHost(t *testing.T) {
+	t.Parallel()
+	b := newBed(t, defaultBed)
+	// Another link on which the same address is somebody else's.
+	if err := b.Host.IP("link add a0 type veth peer name a1\nlink set a1 up\nlink set a0 up\naddr add fe80::7/64 dev a0 nodad"); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Far.IP("addr add fe80::7/64 dev f0 nodad"); err != nil {
+		t.Fatal(err)
+	}
+	linkLocal(t, b.Host, "h0") // without one it has nothing to come from
+	c := connect(t, b)
+	linkLocal(t, c.target.NS, "h0")
+	l, err := b.Far.ServeTCP("[fe80::7%f0]:1100", func(c net.Conn) { io.Copy(c, c) })
+	serving(t)(l, err)
+	serveDatagrams(t, b.Far, []string{"fe80::7%f0"}, 1100)
+	for _, network := range []string{"tcp", "udp"} {
+		conn, err := c.target.Dial(patience(t, limit), network, "[fe80::7%h0]:1100")
+		if err != nil {
+			t.Errorf("%s: %v", network, err)
+			continue
+		}
+		defer conn.Close()
+		if b, err := ask(conn, []byte("there?")); err != nil || !strings.HasSuffix(string(b), "there?") {
+			t.Errorf("%s: %q, %v", network, b, err)
+		}
+	}
+	if out, err := c.target.Output(patience(t, limit), bed.Root, "ping", "-n", "-c", "1", "-W", "5", "fe80::7%h0"); err != nil {
+		t.Errorf("ping: %v, %s", err, out)
 	}
 }
 
