@@ -67,3 +67,23 @@ func TestPortsUsedAgainBeforeTheLastAck(t *testing.T) {
 		t.Errorf("flags %02x, sequence number %d are left", fl, seq)
 	}
 }
+
+// TestPortsUsedAgainWithTheLastAck: the guest's last acknowledgement and its next SYN with the same ports are
+// read in one go.
+func TestPortsUsedAgainWithTheLastAck(t *testing.T) {
+	b := newBed(t, families[0])
+	b.establish(b.serve)
+	b.send(seg{data: data(0, 10), flags: frame.FIN})
+	b.read(10)
+	b.eof()
+	b.acked()
+	b.host.Close()
+	b.until("FIN", func(s seg) bool { return s.flags&frame.FIN != 0 })
+	newISN := b.snd + 1<<20
+	b.offer(seg{flags: frame.ACK, seq: b.snd, ack: b.rcv + 1, wnd: b.wnd},
+		seg{flags: frame.SYN, seq: newISN, wnd: 64240, opt: synOptions})
+	b.over()
+	if fl, seq := b.left(); fl != frame.SYN || seq != newISN {
+		t.Errorf("flags %02x, sequence number %d are left", fl, seq)
+	}
+}
