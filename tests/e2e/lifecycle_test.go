@@ -156,8 +156,15 @@ func TestFilesOfRoot(t *testing.T) {
 	if !strings.Contains(status, "Uid:\t65534\t65534\t65534\t65534\n") || !strings.Contains(status, "Gid:\t65534\t65534\t65534\t65534\n") {
 		t.Errorf("the translator is not nobody: %s", status)
 	}
-	if got := text(t, in("log")); !strings.Contains(got, ": ERROR:   Couldn't open pcap file "+in("pcap")) {
-		t.Errorf("log %q", got)
+	got := text(t, in("log"))
+	// What is said before there is a log file is in it, too, and once.
+	for _, want := range []string{": WARNING: Started as root, will change to nobody.\n", ": ERROR:   Couldn't open pcap file " + in("pcap")} {
+		if strings.Count(got, want) != 1 {
+			t.Errorf("log %q, want %q in it once", got, want)
+		}
+	}
+	if n := strings.Count(p.Stderr(), "Started as root"); n != 1 {
+		t.Errorf("%d warnings on standard error: %q", n, p.Stderr())
 	}
 	if !strings.Contains(p.Stderr(), "Couldn't open pcap file "+in("pcap")) {
 		t.Errorf("standard error %q", p.Stderr())
