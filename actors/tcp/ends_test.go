@@ -150,3 +150,42 @@ func TestNothingIsAcknowledgedTwice(t *testing.T) {
 		})
 	}
 }
+
+// TestManySmallSegmentsFillASocket: what the guest sends in them takes more of the kernel's memory than of its
+// window. All of it arrives, and what has to be held for the socket stays within bounds.
+func TestManySmallSegmentsFillASocket(t *testing.T) {
+	const size = 50
+	b := newBed(t, families[0])
+	b.establish(b.play)
+	b.host.SetReadBuffer(64 << 10)
+	b.c.fromHost()
+	n := 0
+	for end := time.Now().Add(patience); ; {
+		if time.Now().After(end) {
+			t.Fatal("the window does not close")
+		}
+		wnd := int(b.c.rcvEdge-b.snd) >> ourScale << ourScale
+		if wnd < size {
+			break
+		}
+		var row []seg
+		for range min(wnd/size, 30) {
+			row = append(row, seg{data: data(n, size)})
+			n += size
+		}
+		b.send(row...)
+		b.turn()
+		b.c.fromHost()
+		if b.c.port.Written() {
+			b.c.written()
+		}
+		if b.c.heldLen > headroom+maxWindow {
+			t.Fatalf("%d bytes are held", b.c.heldLen)
+		}
+		for k := 1; k != 0; k, _ = b.link.TryRead(b.buf) {
+		}
+	}
+	if got := b.readAll(n); !bytes.Equal(got, data(0, n)) {
+		t.Error("host gets other bytes")
+	}
+}

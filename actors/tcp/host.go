@@ -68,8 +68,8 @@ func (c *conn) forward() bool {
 			return true
 		}
 		fl := uint8(0)
-		if n < room {
-			fl = frame.PSH
+		if n < room || !c.holdsMore(flight+n) {
+			fl = frame.PSH // nothing follows it: some guests keep data back until they see that
 		}
 		now := c.arm()
 		sent := c.send(buf, c.sndNxt, fl, n)

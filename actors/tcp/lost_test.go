@@ -2,6 +2,7 @@ package tcp
 
 import (
 	"bytes"
+	"slices"
 	"testing"
 	"time"
 
@@ -105,15 +106,60 @@ func TestWindowShrinksWithDataOnTheWay(t *testing.T) {
 	b.wantData(all[guestMSS:])
 }
 
-// TestLastSegmentIsPushed: guests may keep data back until they see PSH.
+// TestLastSegmentIsPushed: guests may keep data back until they see PSH, also if it fills a frame or the guest's
+// window exactly.
 func TestLastSegmentIsPushed(t *testing.T) {
-	b := newBed(t, families[0])
-	b.establish(b.serve)
-	b.host.Write(data(0, 3000))
-	got := 0
-	s := b.until("all data", func(s seg) bool { got += len(s.data); return got == 3000 })
-	if s.flags&frame.PSH == 0 {
-		t.Errorf("the last segment is %v", s)
+	full := maxSegment(false) / guestMSS * guestMSS
+	for _, tt := range []struct {
+		name string
+		n    int
+		wnd  uint16
+		want []int // lengths of segments with PSH
+	}{
+		{"a part of a frame", 3000, 4096, []int{3000}},
+		{"a frame", full, 4096, []int{full}},
+		{"a frame and a byte", full + 1, 4096, []int{1}},
+		{"two frames", 2 * full, 4096, []int{full}},
+		{"the window", 64 << 7, 64, []int{64 << 7 % guestMSS}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			b := newBed(t, families[0])
+			b.establish(b.play)
+			b.wnd = tt.wnd
+			b.send(seg{})
+			b.turn()
+			unix.SetsockoptInt(b.c.fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 1<<20)
+			go b.host.Write(data(0, tt.n))
+			for end := time.Now().Add(patience); ; {
+				if n, err := unix.IoctlGetInt(b.c.fd, unix.SIOCINQ); n == tt.n {
+					break
+				} else if err != nil || time.Now().After(end) {
+					t.Fatalf("%d bytes wait in the socket, %v", n, err)
+				}
+			}
+			var pushed []int
+			for got := 0; got < tt.n; {
+				b.c.fromHost()
+				for n := 1; n != 0; {
+					if n, _ = b.link.TryRead(b.buf); n == 0 {
+						break
+					}
+					s, err := b.decode(b.buf[:n])
+					if err != nil {
+						t.Fatal(err)
+					}
+					if got += len(s.data); s.flags&frame.PSH != 0 {
+						pushed = append(pushed, len(s.data))
+					}
+				}
+				b.rcv = b.isn + 1 + uint32(got)
+				b.send(seg{})
+				b.turn()
+			}
+			if !slices.Equal(pushed, tt.want) {
+				t.Errorf("segments of %d bytes are pushed, want %d", pushed, tt.want)
+			}
+		})
 	}
 }
 

@@ -103,6 +103,13 @@ func (c *conn) setPeek(n int) {
 	}
 }
 
+// holdsMore reports whether the socket's queue has more than n bytes (SIOCINQ, tcp(7)), whatever the peek offset.
+func (c *conn) holdsMore(n int) bool {
+	var all int32
+	_, _, e := unix.RawSyscall(unix.SYS_IOCTL, uintptr(c.fd), unix.SIOCINQ, uintptr(unsafe.Pointer(&all)))
+	return e == 0 && int(all) > n
+}
+
 // discard takes n bytes, all peeked before, off the socket's queue.
 func (c *conn) discard(n int) bool {
 	for n > 0 {
