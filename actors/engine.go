@@ -441,13 +441,13 @@ func (e *Engine) plan(k *flow.Key, b []byte, pkt *frame.Packet, o *opening) *flo
 		if e.cfg.NoUDP || dst.IsUnspecified() || pkt.DstPort == 0 {
 			return drop
 		}
-		if o.shares = mayShare(netip.AddrPortFrom(dst, pkt.DstPort), host); o.shares {
+		if o.shares = mayShare(netip.AddrPortFrom(dst, pkt.DstPort), host) && e.namesake(k, host) == nil; o.shares {
 			if p := e.sharer(k); p != nil {
 				return p
 			}
 		}
 		o.made = &e.env.Counters.UDP
-		o.serve = func(p *flow.Port) { udp.Serve(e.env, p, &e.cfg.Host, host) }
+		o.serve = func(p *flow.Port) { udp.Serve(e.env, p, e.dialer(p.Key(), host), host) }
 	default:
 		if e.cfg.NoICMP || !unicast(dst) {
 			return drop

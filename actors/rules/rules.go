@@ -108,6 +108,20 @@ func (r *Rules) out(proto uint16, dst netip.Addr, port uint16) netip.Addr {
 	return dst
 }
 
+// Names returns the addresses by which a flow of the guest's gets to host, as Out has it; invalid ones are none.
+func (r *Rules) Names(proto uint16, host netip.AddrPort) (names [4]netip.Addr) {
+	names = [4]netip.Addr{host.Addr(), r.DNSMatch4, r.HostLoopback4, r.HostGuest4}
+	if host.Addr().Is6() {
+		names = [4]netip.Addr{host.Addr(), r.DNSMatch6, r.HostLoopback6, r.HostGuest6}
+	}
+	for i, a := range names {
+		if r.out(proto, a, host.Port()) != host.Addr() {
+			names[i] = netip.Addr{}
+		}
+	}
+	return names
+}
+
 // In returns the address by which the guest knows src, an address of the host's network, and
 // whether there is one. Besides the sources of flows it is for the senders of ICMP errors.
 func (r *Rules) In(src netip.Addr, g Guest) (netip.Addr, bool) {

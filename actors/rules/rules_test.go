@@ -178,3 +178,39 @@ func TestGate(t *testing.T) {
 		}
 	}
 }
+
+func TestNames(t *testing.T) {
+	const tcp, udp = unix.IPPROTO_TCP, unix.IPPROTO_UDP
+	for _, tt := range []struct {
+		name  string
+		rules Rules
+		host  string
+		want  string
+	}{
+		{"an ordinary host", usual, "198.51.100.7:53", "198.51.100.7"},
+		{"an ordinary host, IPv6", usual, "[2001:db8::7]:53", "2001:db8::7"},
+		{"the resolver", aliased, "198.51.100.53:53", "198.51.100.53 169.254.1.1"},
+		{"the resolver, IPv6", aliased, "[2001:db8:2::53]:853", "2001:db8:2::53 2001:db8:1::1"},
+		{"the resolver, another port", aliased, "198.51.100.53:80", "198.51.100.53"},
+		{"the host", aliased, "192.0.2.10:53", "192.0.2.10 169.254.1.2"},
+		{"loopback", usual, "127.0.0.1:53", "127.0.0.1 192.0.2.1"},
+		{"loopback, and another resolver", resolving(), "127.0.0.1:53", "127.0.0.1"},
+		{"loopback, IPv6", usual, "[::1]:9", "::1 fe80::1"},
+		{"a resolver on the gateway, whose name is taken", Rules{
+			DNSMatch4: addr("10.0.2.3"), DNSHost4: addr("10.0.2.2"), HostLoopback4: addr("10.0.2.2")}, "10.0.2.2:53", "10.0.2.3"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			for _, proto := range []uint16{tcp, udp} {
+				got := ""
+				for _, a := range tt.rules.Names(proto, netip.MustParseAddrPort(tt.host)) {
+					if a.IsValid() {
+						got += " " + a.String()
+					}
+				}
+				if got != " "+tt.want {
+					t.Errorf("%s: names%s, want %s", tt.host, got, tt.want)
+				}
+			}
+		})
+	}
+}

@@ -43,7 +43,8 @@
 // In the words of RFC 4787: mapping is endpoint-independent, since all flows of a guest's port have the
 // same port of the host, that port itself or, where the host does not give us that, one other. Filtering
 // depends on address and port: a peer that was not spoken to, or not of late, is not heard, unless the port
-// is forwarded.
+// is forwarded. A peer that the guest speaks to by two names, such as the resolver's and the address that
+// stands for it, has two flows, the second by another port: what it answers tells ports, but no names.
 //
 // # Crowds
 //

@@ -164,6 +164,45 @@ func TestQueriesToAGatewayThatIsTheResolver(t *testing.T) {
 	}
 }
 
+// One program asks the resolver by its own address and by that which stands for it, from one port: each answer
+// comes from where it was asked for.
+func TestEachAnswerComesFromWhereItWasAskedFor(t *testing.T) {
+	t.Parallel()
+	b := newBed(t, defaultBed)
+	c := connect(t, b, "--dns-forward", "198.51.100.1", "--dns-forward", "2001:db8::53", "--dns-host", bed.FarAddr6)
+	for i, alias := range []string{"198.51.100.1", "2001:db8::53"} {
+		t.Run(families[i].name, func(t *testing.T) {
+			far := families[i].far
+			serving(t)(b.Far.ServeDNS(net.JoinHostPort(far, "53"), func(q []byte) []byte { return q }))
+			conn, err := c.target.ListenPacket("udp", ":0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			answered := make(map[string]bool)
+			waitFor(t, "both to answer", func() bool {
+				for _, to := range []string{alias, far} {
+					if _, err := conn.WriteTo([]byte(to), &net.UDPAddr{IP: net.ParseIP(to), Port: 53}); err != nil {
+						t.Fatal(err)
+					}
+				}
+				conn.SetReadDeadline(time.Now().Add(300 * time.Millisecond))
+				for b := make([]byte, 512); len(answered) < 2; {
+					n, from, err := conn.ReadFrom(b)
+					if err != nil {
+						return false
+					}
+					if got := from.(*net.UDPAddr).IP.String(); got != string(b[:n]) {
+						t.Errorf("what %s was asked is answered by %s", b[:n], got)
+					}
+					answered[string(b[:n])] = true
+				}
+				return true
+			})
+		})
+	}
+}
+
 // With an address of its own for DNS, a loopback resolver is reached there also when nothing else of
 // the host's loopback is.
 func TestForwardingToALoopbackResolverWithoutTheGateway(t *testing.T) {

@@ -13,6 +13,7 @@ import (
 
 	"fusilli/actors"
 	"fusilli/actors/flow"
+	"fusilli/actors/rules"
 	"fusilli/actors/sock"
 	"fusilli/internal/leaktest"
 )
@@ -301,6 +302,40 @@ func TestOthersPortIsLeftToThem(t *testing.T) {
 			return e == 0 && string(b[:n]) == "for the other"
 		})
 		w.nothing()
+	})
+}
+
+// TestPeerByTwoNames: a peer that the guest speaks to from one port by its address and by one that stands for it, as
+// for a resolver, answers each time from where it was spoken to, whatever came first and however many others there are.
+func TestPeerByTwoNames(t *testing.T) {
+	forFamilies(t, func(t *testing.T, fam family) {
+		name := fam.host(200)
+		w := newWorld(t, fam, time.Hour, func(c *actors.Config) {
+			c.Rules = rules.Rules{HostGuest4: name, Assigned4: fam.host(7)}
+			if name.Is6() {
+				c.Rules = rules.Rules{HostGuest6: name, Assigned6: fam.host(7)}
+			}
+		})
+		itself := newPeer(t, fam.host(7))
+		named := &peer{itself.UDPConn, t, netip.AddrPortFrom(name, itself.at.Port())}
+		others := fam.peers(t, 3)
+		for _, first := range []string{"", "o", "n", "i", "on", "no", "io", "oni", "noi", "oin"} {
+			w.port++
+			for range 3 {
+				for _, who := range first + "nioinn" {
+					switch who {
+					case 'o':
+						for _, p := range others {
+							w.exchange(p, "other")
+						}
+					case 'n':
+						w.exchange(named, "by name")
+					case 'i':
+						w.exchange(itself, "itself")
+					}
+				}
+			}
+		}
 	})
 }
 
