@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -169,6 +170,10 @@ func TestInvalidUpdateChangesNothing(t *testing.T) {
 	twice := append(table(1, "-t 1").Rules, table(1, "-t 0.0.0.0/1").Rules...)
 	port0 := rules(t, "-t 1")
 	port0[0].Ports.First = 0
+	beyond := rules(t, "-t 1-10")
+	beyond[0].To = 65530
+	group := rules(t, "-u 0.0.0.0/1:192.0.2.5")
+	group[0].Target = netip.MustParseAddr("224.0.0.1")
 	for _, tt := range []struct {
 		name  string
 		passt bool
@@ -183,6 +188,10 @@ func TestInvalidUpdateChangesNothing(t *testing.T) {
 		{"a conflict", false, appendUpdate(nil, []Table{{ID: 1, Rules: twice}}), []string{
 			"Forwarding configuration conflict: TCP [0.0.0.0]:1  =>  1  versus TCP [*]:1  =>  1 ", "Unable to add rule TCP [0.0.0.0]:1  =>  1 "}},
 		{"port 0", false, appendUpdate(nil, []Table{{ID: 1, Rules: port0}}), []string{"Forwarding rule attempts to map from port 0", "Unable to add rule TCP [*]:0-1  =>  1-2 "}},
+		{"to ports beyond the last", false, appendUpdate(nil, []Table{{ID: 1, Rules: beyond}}), []string{
+			"Forwarding rule attempts to map to port 0", "Unable to add rule TCP [*]:1-10  =>  65530-65539 "}},
+		{"to a group", false, appendUpdate(nil, []Table{{ID: 1, Rules: group}}), []string{
+			"Multicast target address 224.0.0.1 for forwarding rule", "Unable to add rule UDP [0.0.0.0]:1  =>  224.0.0.1:1 "}},
 		{"noise", false, bytes.Repeat([]byte{1, 0, 0, 0, 200, 7}, 1<<16), []string{"rule 0: protocol 0 is not forwarded"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
