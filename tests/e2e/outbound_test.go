@@ -141,7 +141,7 @@ func TestLinkLocalNeighbourOfTheHost(t *testing.T) {
 			t.Errorf("%s: %q, %v", network, b, err)
 		}
 	}
-	if out, err := c.target.Output(patience(t, limit), bed.Root, "ping", "-n", "-c", "1", "-W", "5", "fe80::7%h0"); err != nil {
+	if out, err := c.target.Output(patience(t, limit), bed.Root, "ping", "-n", "-c", "1", "-w", "20", "fe80::7%h0"); err != nil {
 		t.Errorf("ping: %v, %s", err, out)
 	}
 }
