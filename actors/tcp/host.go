@@ -68,8 +68,10 @@ func (c *conn) forward() bool {
 			return true
 		}
 		fl := uint8(0)
-		if n < room || !c.holdsMore(flight+n) {
-			fl = frame.PSH // nothing follows it: some guests keep data back until they see that
+		if n < room || flight == 0 && !c.holdsMore(n) {
+			// Nothing follows it: some guests keep data back until they see that. To ask costs a call, and who
+			// has more in flight is likely to have more to come.
+			fl = frame.PSH
 		}
 		now := c.arm()
 		sent := c.send(buf, c.sndNxt, fl, n)

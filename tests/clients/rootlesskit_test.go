@@ -308,12 +308,16 @@ func (k *kit) ports(t *testing.T, auto, published bool) {
 			n    *bed.NS
 			addr string
 		}{{k.Far, bed.HostAddr4}, {k.Host, "127.0.0.1"}} {
-			if _, err := meet(t, from.n, from.addr+":8080", 1<<20); err != nil {
-				t.Errorf("TCP to the published port at %s: %v", from.addr, err)
-			}
-			if _, err := ask(t, from.n, from.addr+":8081"); err != nil {
-				t.Errorf("UDP to the published port at %s: %v", from.addr, err)
-			}
+			// rootlesskit runs its command while its port driver may still be at work.
+			waitFor(t, "the published port at "+from.addr, func() bool {
+				_, errTCP := meet(t, from.n, from.addr+":8080", 1<<20)
+				_, errUDP := ask(t, from.n, from.addr+":8081")
+				if err := errors.Join(errTCP, errUDP); err != nil {
+					t.Logf("published ports at %s: %v", from.addr, err)
+					return false
+				}
+				return true
+			})
 		}
 	default:
 		for _, port := range []string{":80", ":8080"} {
