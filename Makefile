@@ -29,7 +29,7 @@ DIST ?= dist
 NO_RACE = -e /tests/bench -e /tests/cli -e /tests/clients -e /tests/contrib -e /tests/demo -e /tests/guest
 
 # How long each fuzz target runs in a test.
-FUZZTIME ?= 3s
+FUZZTIME ?= 2s
 
 all: $(OUT)/passt $(LINKS:%=$(OUT)/%)
 

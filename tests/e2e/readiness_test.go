@@ -43,7 +43,7 @@ func TestForwardingIsReadyWhenTheLauncherEnds(t *testing.T) {
 	pidFile := filepath.Join(scratch(t), "pid")
 	rounds := 200
 	if raceEnabled {
-		rounds = 20
+		rounds = 8
 	}
 	for i := range rounds {
 		p, _ := start(t, b, "--config-net", "-q", "-P", pidFile, "-t", port, "-u", "none", "-T", "none", "-U", "none", strconv.Itoa(target.PID))
