@@ -2,9 +2,6 @@ package splice
 
 import "fusilli/actors/flow"
 
-// maxLooks is the number of flows that are looked at to find the one that was idle for longest.
-const maxLooks = 256
-
 // giver is the flow.Giver of a splicer.
 type giver struct{ *Splicer }
 
@@ -21,7 +18,7 @@ func (s giver) Idlest() (last flow.Time, end func()) {
 		if used := flow.Time(f.used.Load()); idlest == nil || used < last {
 			idlest, last = f, used
 		}
-		if looks++; looks == maxLooks {
+		if looks++; looks == flow.MaxLooks {
 			break
 		}
 	}

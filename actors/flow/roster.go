@@ -204,8 +204,8 @@ func (p *Port) Leaves() { p.reach(stageLeft) }
 // Used notes that the flow of UDP has carried something at t. Only the actor calls it.
 func (p *Port) Used(t Time) { p.used.Store(int64(t)) }
 
-// maxLooks is the number of flows that are looked at to find the one that was idle for longest.
-const maxLooks = 256
+// MaxLooks is the number of flows that are looked at to find the one that was idle for longest.
+const MaxLooks = 256
 
 // Idlest returns the settled flow of UDP that was idle for longest, of those it looks at, and since when; nil
 // if there is none.
@@ -232,7 +232,7 @@ func (r *Roster) Take(p *Port) bool {
 // idlest is Idlest for one queue. Those that were used since they were last looked at go to its end.
 func (q *queue) idlest() (best *Port, last Time) {
 	p := q.first
-	for range min(q.n, maxLooks) {
+	for range min(q.n, MaxLooks) {
 		next := p.behind
 		used := Time(p.used.Load())
 		if best == nil || used < last {
