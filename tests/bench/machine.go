@@ -13,12 +13,6 @@ import (
 	"fusilli/tests/guest"
 )
 
-// kernelVar and initrdVar pass the guest's image, which is built outside of the bed's namespaces.
-const (
-	kernelVar = "BENCH_GUEST_KERNEL"
-	initrdVar = "BENCH_GUEST_INITRD"
-)
-
 // bootLimit is for a guest that is emulated, on a machine with other things to do.
 const bootLimit = 60 * time.Second
 
@@ -30,7 +24,7 @@ func guestImage(chosen []benchCase) ([]string, error) {
 			if err != nil {
 				return nil, err
 			}
-			return []string{kernelVar + "=" + img.Kernel, initrdVar + "=" + img.Initrd}, nil
+			return img.Environ(), nil
 		}
 	}
 	return nil, nil
@@ -87,7 +81,7 @@ func machine(mtu int, d time.Duration) func(context.Context, impl, *bed.Bed, str
 		ctx, cancel := context.WithTimeout(ctx, bootLimit+6*d)
 		defer cancel()
 		vm, err := guest.Start(ctx, guest.Config{
-			Image:  &guest.Image{Kernel: os.Getenv(kernelVar), Initrd: os.Getenv(initrdVar)},
+			Image:  guest.PassedImage(),
 			Socket: socket,
 		})
 		if err != nil {

@@ -2,6 +2,7 @@ package guest
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"debug/elf"
 	"encoding/hex"
@@ -14,6 +15,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -33,10 +35,58 @@ var (
 // Image is what a guest boots.
 type Image struct {
 	Kernel, Initrd string // paths
+	KVM            bool   // it can be booted with KVM; otherwise it is emulated
+}
+
+// How an image is passed to a process of the same program. The last may be set by the user.
+const (
+	kernelVar = "GUEST_KERNEL"
+	initrdVar = "GUEST_INITRD"
+	accelVar  = "GUEST_ACCEL" // kvm or tcg
+)
+
+// Environ passes img to PassedImage in a process with this environment.
+func (img *Image) Environ() []string {
+	accel := "tcg"
+	if img.KVM {
+		accel = "kvm"
+	}
+	return []string{kernelVar + "=" + img.Kernel, initrdVar + "=" + img.Initrd, accelVar + "=" + accel}
+}
+
+// PassedImage is the image that Environ has passed to this process.
+func PassedImage() *Image {
+	return &Image{Kernel: os.Getenv(kernelVar), Initrd: os.Getenv(initrdVar), KVM: os.Getenv(accelVar) == "kvm"}
+}
+
+// kvmBoots is how long an image may take to boot with KVM, which is ten times what it takes where KVM
+// is of use.
+const kvmBoots = 20 * time.Second
+
+// bootsWithKVM tries it. There are hosts that have the device and refuse what QEMU asks of it, and
+// some that emulate each instruction of a kernel that was not made for them.
+func (img Image) bootsWithKVM() bool {
+	if accel := os.Getenv(accelVar); accel != "" {
+		return accel == "kvm"
+	}
+	f, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
+	if err != nil {
+		return false
+	}
+	f.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), kvmBoots)
+	defer cancel()
+	img.KVM = true
+	vm, err := bootVM(ctx, Config{Image: &img})
+	if err != nil {
+		return false
+	}
+	vm.Close()
+	return true
 }
 
 // Build makes the image, or returns the one that was made of the same parts before. It needs go, dpkg
-// and, the first time, apt-get with its lists and network.
+// and, the first time, apt-get with its lists and network. It boots the image if there is KVM.
 func Build() (*Image, error) {
 	cache, err := os.UserCacheDir()
 	if err != nil {
@@ -62,6 +112,7 @@ func Build() (*Image, error) {
 	if err != nil {
 		return nil, fmt.Errorf("image of the guest: %w", err)
 	}
+	img.KVM = img.bootsWithKVM()
 	return img, nil
 }
 

@@ -22,7 +22,7 @@ const limit = 2 * time.Minute
 
 var (
 	program string // passt
-	image   Image
+	image   *Image
 )
 
 func TestMain(m *testing.M) { os.Exit(run(m)) }
@@ -60,7 +60,7 @@ func run(m *testing.M) int {
 				return fail(err)
 			}
 		}
-		env = append(env, "FUSILLI_BIN="+path, "GUEST_KERNEL="+img.Kernel, "GUEST_INITRD="+img.Initrd)
+		env = append(img.Environ(), "FUSILLI_BIN="+path)
 	}
 	inside, status, err := bed.Isolate(env...)
 	if err != nil {
@@ -69,7 +69,7 @@ func run(m *testing.M) int {
 	if !inside {
 		return status
 	}
-	image = Image{Kernel: os.Getenv("GUEST_KERNEL"), Initrd: os.Getenv("GUEST_INITRD")}
+	image = PassedImage()
 	if program, err = bed.Provide(os.Getenv("FUSILLI_BIN"), "passt"); err != nil {
 		return fail(err)
 	}
@@ -155,7 +155,7 @@ func (p *passt) said(t *testing.T, text string, times int) {
 
 func boot(t *testing.T, p *passt, mac string) *VM {
 	t.Helper()
-	vm, err := Start(patience(t), Config{Image: &image, Socket: p.socket, MAC: mac})
+	vm, err := Start(patience(t), Config{Image: image, Socket: p.socket, MAC: mac})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -27,7 +27,7 @@ const qemu = "qemu-system-x86_64"
 type Config struct {
 	Image  *Image
 	Socket string   // passt's; empty: File
-	File   *os.File // the other end of passt's connection
+	File   *os.File // the other end of passt's connection; nil, and no Socket: a network of its own
 	Legacy bool     // use -netdev socket for File, as of old
 	MAC    string   // empty: 52:54:00:12:34:56
 	MiB    int      // memory; 0: 256
@@ -59,19 +59,6 @@ type Command struct {
 	out, err bytes.Buffer
 	code     int
 	changed  chan struct{} // closed at each change, then replaced
-}
-
-// kvm reports whether KVM may be used.
-func kvm() bool {
-	if os.Getenv("GUEST_ACCEL") == "tcg" {
-		return false
-	}
-	f, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
-	if err != nil {
-		return false
-	}
-	f.Close()
-	return true
 }
 
 // Start boots a machine and returns when its agent answers, or ctx ends.
@@ -134,7 +121,7 @@ func (vm *VM) boot(cfg Config, port string) error {
 	}
 	args := []string{"-nodefaults", "-no-user-config", "-display", "none", "-m", strconv.Itoa(cfg.MiB), "-smp", "1",
 		"-machine", "q35,usb=off,sata=off,smbus=off,vmport=off,hpet=off"}
-	if kvm() {
+	if cfg.Image.KVM {
 		args = append(args, "-accel", "kvm", "-cpu", "host")
 	} else {
 		// Emulated copies are faster with plain loads than with string instructions.
@@ -147,6 +134,8 @@ func (vm *VM) boot(cfg Config, port string) error {
 		"-chardev", "socket,id=agent,path="+port, "-device", "virtserialport,chardev=agent,name="+wire.Port)
 	vm.cmd = exec.Command(qemu)
 	switch {
+	case cfg.Socket == "" && cfg.File == nil:
+		args = append(args, "-netdev", "hubport,id=s,hubid=0") // connected to nothing
 	case cfg.File == nil:
 		args = append(args, "-netdev", "stream,id=s,server=off,addr.type=unix,addr.path="+cfg.Socket)
 	case cfg.Legacy:
