@@ -1,11 +1,8 @@
 package tapio
 
 import (
-	"os"
 	"sync"
 	"sync/atomic"
-	"syscall"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -33,8 +30,8 @@ type client struct {
 	s    *Stream
 	life lifetime
 	fd   uintptr
-	file *os.File
-	raw  syscall.RawConn
+	in   *gate         // for the reader
+	out  *gate         // for drain, closed but for its waits
 	done chan struct{} // closed with the connection
 
 	busy  atomic.Bool
@@ -74,32 +71,42 @@ func newClient(s *Stream, fd int) (*client, error) {
 	unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, socketBuffer) // less will do
 	unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, socketBuffer)
 	c := &client{
-		s: s, fd: uintptr(fd), file: os.NewFile(uintptr(fd), "client"), done: make(chan struct{}),
+		s: s, fd: uintptr(fd), done: make(chan struct{}),
 		queue: make(chan *chunk, backlog), kick: make(chan struct{}, 1), taken: make([]*chunk, 0, backlog),
 	}
-	err := c.file.SetReadDeadline(time.Time{}) // can it be waited for?
-	if err == nil {
-		c.raw, err = c.file.SyscallConn()
+	var err error
+	if c.in, err = newGate(fd, unix.EPOLLIN|unix.EPOLLRDHUP); err == nil {
+		c.out, err = newGate(fd, 0)
 	}
 	if err != nil {
-		c.file.Close()
+		c.shut()
 		return nil, err
 	}
 	return c, nil
+}
+
+// shut closes the descriptors.
+func (c *client) shut() {
+	for _, g := range []*gate{c.in, c.out} {
+		if g != nil {
+			g.close()
+		}
+	}
+	unix.Close(int(c.fd))
 }
 
 // enter keeps the descriptor open until leave. It reports false after close.
 func (c *client) enter() bool {
 	ok, last := c.life.enter()
 	if last {
-		c.file.Close()
+		c.shut()
 	}
 	return ok
 }
 
 func (c *client) leave() {
 	if c.life.leave() {
-		c.file.Close()
+		c.shut()
 	}
 }
 
@@ -109,7 +116,8 @@ func (c *client) close() {
 		return
 	}
 	close(c.done)
-	c.file.SetDeadline(time.Unix(1, 0)) // wakes reader and drain
+	c.in.wake()
+	c.out.wake()
 	c.leave()
 }
 
@@ -319,6 +327,9 @@ func (c *client) drain() {
 		}
 		done := c.flush() || c.dead
 		c.release()
+		if !done {
+			c.out.ask(unix.EPOLLOUT)
+		}
 		return done
 	}
 	for {
@@ -330,7 +341,8 @@ func (c *client) drain() {
 		if !c.enter() {
 			return
 		}
-		err := c.raw.Write(step)
+		err := c.out.wait(step)
+		c.out.ask(0)
 		c.leave()
 		if err != nil {
 			return

@@ -293,7 +293,7 @@ func (s *Stream) Read(b []byte) (int, error) {
 			return 0, s.stopped()
 		}
 		s.pace.wait()
-		err := s.rc.raw.Read(s.step)
+		err := s.rc.in.wait(s.step)
 		s.rc.leave()
 		if err != nil {
 			return 0, s.stopped() // nobody but Close sets a deadline
