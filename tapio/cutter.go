@@ -15,6 +15,9 @@ const (
 	// cutterSize is more than what the socket of a client with default limits holds. A call that
 	// empties it is cheap, and so is finding the bytes in a near cache again.
 	cutterSize = 256 << 10
+	// longFrame is the length from which it pays to receive a frame in a call of its own where it is wanted,
+	// and save its copy.
+	longFrame = 8 << 10
 )
 
 var errFrameSize = errors.New("bad frame size")
@@ -24,10 +27,11 @@ var errFrameSize = errors.New("bad frame size")
 type cutter struct {
 	b    [cutterSize]byte
 	r, w int // what is in b and was not handed out
+	last int // length of the frame that was handed out last
 }
 
 // reset forgets a partial frame.
-func (c *cutter) reset() { c.r, c.w = 0, 0 }
+func (c *cutter) reset() { c.r, c.w, c.last = 0, 0, 0 }
 
 // room returns where further bytes go, at least one; add tells how many there are. It is to be called
 // only when next has nothing more, and what next returned is invalid then.
@@ -60,5 +64,47 @@ func (c *cutter) next() ([]byte, error) {
 		return nil, nil
 	}
 	c.r += end
+	c.last = int(n)
 	return p[prefixLen:end:end], nil
+}
+
+// A frame can be received elsewhere than in the cutter's buffer, when next has nothing more: lend gives a
+// place for it, and settle says what has come there.
+
+// lend returns how long the next frame is, if its length is there, or may be, since the one before it was;
+// 0 if it is not worth a place of its own.
+func (c *cutter) lend() int {
+	n := c.last
+	if c.w-c.r >= prefixLen {
+		n = int(binary.BigEndian.Uint32(c.b[c.r:])) // next has checked it
+	}
+	if n < longFrame {
+		return 0
+	}
+	return n
+}
+
+// move moves what has come of the next frame to the beginning of p, which is as long as lend has said, with
+// the prefix. It returns how much that is, and where what comes behind the frame goes: the prefix of the
+// one after it, or a part of that.
+func (c *cutter) move(p []byte) (n int, behind []byte) {
+	n = copy(p, c.b[c.r:c.w])
+	c.r, c.w = 0, 0
+	return n, c.b[:prefixLen]
+}
+
+// settle takes note that the first n bytes of p and of what is behind have come. It reports whether p is a whole frame,
+// which counts as handed out; if not, it is for next to find.
+func (c *cutter) settle(p []byte, n int) bool {
+	if n >= len(p) && int(binary.BigEndian.Uint32(p)) == len(p)-prefixLen {
+		c.w = n - len(p)
+		c.last = len(p) - prefixLen
+		return true
+	}
+	more := max(n-len(p), 0)
+	n -= more
+	copy(c.b[n:], c.b[:more])
+	copy(c.b[:], p[:n])
+	c.w = n + more
+	return false
 }

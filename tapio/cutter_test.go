@@ -12,13 +12,17 @@ func prefixed(b []byte) []byte {
 }
 
 // FuzzCutter cuts any bytes, in pieces of any size, and compares with what cutting all of them at
-// once by hand gives.
+// once by hand gives. Long frames are received where they are wanted if direct.
 func FuzzCutter(f *testing.F) {
-	f.Add(bytes.Join([][]byte{prefixed(pattern(14)), prefixed(pattern(65535)), prefixed(pattern(60))}, nil), uint16(1))
-	f.Add(prefixed(pattern(13)), uint16(3))
-	f.Add([]byte{0, 1, 0, 0}, uint16(2))
-	f.Add([]byte{0, 0, 0, 14, 1}, uint16(7))
-	f.Fuzz(func(t *testing.T, in []byte, piece uint16) {
+	f.Add(bytes.Join([][]byte{prefixed(pattern(14)), prefixed(pattern(65535)), prefixed(pattern(60))}, nil), uint16(1), false)
+	f.Add(prefixed(pattern(13)), uint16(3), false)
+	f.Add([]byte{0, 1, 0, 0}, uint16(2), true)
+	f.Add([]byte{0, 0, 0, 14, 1}, uint16(7), true)
+	for _, n := range []int{longFrame, longFrame + 1, longFrame - 1, 14} {
+		f.Add(bytes.Join([][]byte{prefixed(pattern(longFrame)), prefixed(pattern(longFrame)), prefixed(pattern(n)), prefixed(pattern(longFrame))}, nil), uint16(65535), true)
+		f.Add(bytes.Join([][]byte{prefixed(pattern(longFrame)), prefixed(pattern(n)), prefixed(pattern(n)), prefixed(pattern(20))}, nil), uint16(longFrame/3), true)
+	}
+	f.Fuzz(func(t *testing.T, in []byte, piece uint16, direct bool) {
 		var want [][]byte
 		bad := false
 		for rest := in; len(rest) >= 4; {
@@ -31,6 +35,13 @@ func FuzzCutter(f *testing.F) {
 		}
 		c := new(cutter)
 		got := 0
+		check := func(b []byte) {
+			t.Helper()
+			if got == len(want) || !bytes.Equal(b, want[got]) {
+				t.Fatalf("frame %d of %d differs", got, len(want))
+			}
+			got++
+		}
 		for rest := in; ; {
 			for {
 				b, err := c.next()
@@ -43,13 +54,22 @@ func FuzzCutter(f *testing.F) {
 				if b == nil {
 					break
 				}
-				if got == len(want) || !bytes.Equal(b, want[got]) {
-					t.Fatalf("frame %d of %d differs", got, len(want))
-				}
-				got++
+				check(b)
 			}
 			if len(rest) == 0 {
 				break
+			}
+			if n := c.lend(); direct && n > 0 {
+				place := make([]byte, prefixLen+n)
+				have, behind := c.move(place)
+				came := rest[:min(len(rest), int(piece)+1)]
+				n := copy(place[have:], came)
+				n += copy(behind, came[n:])
+				rest = rest[n:]
+				if c.settle(place, have+n) {
+					check(place[prefixLen:])
+				}
+				continue
 			}
 			room := c.room()
 			if len(room) == 0 {

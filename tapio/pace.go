@@ -2,47 +2,73 @@ package tapio
 
 import (
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
 
 const (
-	// paceNap is how long the reader of a busy stream lets frames gather before it sleeps until there
-	// are some. A client writes them one by one: without this each would wake the reader, its flow and
-	// the flow's peer. It is a fraction of the time in which a client fills its socket at any rate
-	// at which frames come one by one.
-	paceNap = 100 * time.Microsecond
-	// paceStreak is the number of times in turn that a full segment and little more has come within
-	// paceGap, after which the stream counts as busy.
+	// paceBatch is the number of bytes that the reader of a busy stream lets gather before it looks for
+	// them. A client writes frame by frame: without this each would wake the reader, its flow and the
+	// flow's peer. It is half of what a client's socket holds.
+	paceBatch = 96 << 10
+	// paceLong and paceShort bound the time in which they gather. It is worth nothing if it is not long
+	// against what going to sleep takes, and in longer ones other traffic would have to wait.
+	paceLong  = 300 * time.Microsecond
+	paceShort = 150 * time.Microsecond
+	// paceSlow is the time in which less than a bulk transfer brings as much: acknowledgements, for one.
+	paceSlow = 10 * time.Millisecond
+	// paceStreak is the number of times in turn that a full segment or more has come within paceGap,
+	// after which the stream counts as busy. What is shorter than that is no bulk transfer, and its sender may
+	// wait for an answer: one such takes paceBreak long ones to make up for.
 	paceStreak = 24
-	paceGap    = 500 * time.Microsecond
-	paceLeast  = 1000     // bytes: less is no bulk transfer, and its sender may wait for an answer
-	paceMost   = 48 << 10 // bytes: more is a good batch
+	paceBreak  = 8
+	paceGap    = 2 * time.Millisecond
+	paceLeast  = 1000 // bytes
 )
 
 // pace notices a stream on which frames of a bulk transfer come one by one. Its zero value is ready
 // for use, by the reader.
 type pace struct {
-	last   time.Time
+	sum    int       // bytes since
+	last   time.Time // when the reader had nothing to do
 	streak int
+	n, gap int64 // means of such sums, and of the nanoseconds that they have taken
 }
 
-// woken notes that n bytes were there when the reader looked.
-func (p *pace) woken(n int) {
-	now := time.Now()
-	if n < paceLeast || n > paceMost || now.Sub(p.last) > paceGap {
-		p.streak = 0
-	} else {
-		p.streak++
-	}
-	p.last = now
-}
+// took notes that n bytes have come.
+func (p *pace) took(n int) { p.sum += n }
 
-// wait lets frames gather, if the stream is busy. Other goroutines may have to wait as long.
+// wait is called when the reader is about to sleep, and lets frames gather first if the stream is busy. Other
+// goroutines have to wait as long: the runtime does not know, and so starts no thread for them.
 func (p *pace) wait() {
-	if p.streak < paceStreak {
-		return
+	if nap := p.nap(time.Now()); nap > 0 {
+		ts := unix.NsecToTimespec(int64(nap))
+		unix.RawSyscall(unix.SYS_NANOSLEEP, uintptr(unsafe.Pointer(&ts)), 0, 0) // a signal makes it shorter
 	}
-	nap := unix.NsecToTimespec(int64(paceNap))
-	unix.Nanosleep(&nap, nil) // a signal makes it shorter
+}
+
+// nap returns for how long frames are to gather from now on.
+func (p *pace) nap(now time.Time) time.Duration {
+	n, gap := p.sum, now.Sub(p.last)
+	p.sum, p.last = 0, now
+	switch {
+	case gap > paceGap:
+		p.streak = 0
+		return 0
+	case n < paceLeast:
+		p.streak = max(p.streak-paceBreak, 0)
+		return 0
+	}
+	p.streak = min(p.streak+1, 2*paceStreak)
+	p.n += (int64(n) - p.n) / 8
+	p.gap += (int64(gap) - p.gap) / 8
+	if p.streak < paceStreak {
+		return 0
+	}
+	batch := time.Duration(p.gap * paceBatch / p.n) // the time in which as much comes
+	if batch < paceShort || batch > paceSlow {
+		return 0
+	}
+	return min(batch, paceLong)
 }

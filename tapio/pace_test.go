@@ -2,39 +2,63 @@ package tapio
 
 import (
 	"testing"
-	"testing/synctest"
 	"time"
 )
 
-// TestPace: only a row of single segments, one soon after the other, counts as busy.
+// TestPace: frames of a bulk transfer gather, for as long as half of what a socket holds takes to come.
 func TestPace(t *testing.T) {
+	const us = time.Microsecond
 	for _, tt := range []struct {
 		name string
 		n    int
 		gap  time.Duration
-		busy bool
+		nap  time.Duration
 	}{
-		{"segments of a bulk transfer", 1518, 30 * time.Microsecond, true},
-		{"a few at a time", 5 * 1518, 120 * time.Microsecond, true},
-		{"requests", 70, 30 * time.Microsecond, false},
-		{"large frames", 65538, 200 * time.Microsecond, false},
-		{"slow ones", 1518, time.Millisecond, false},
+		{"segments of a bulk transfer", 1518, 10 * us, paceLong},
+		{"some at a time", 100 * 1518, 300 * us, 194 * us},
+		{"large frames", 65538, 300 * us, paceLong},
+		{"too fast for the socket", 65538, 60 * us, 0},
+		{"acknowledgements", 20 * 54, 300 * us, 0},
+		{"requests", 70, 30 * us, 0},
+		{"slow ones", 1518, 3 * time.Millisecond, 0},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				var p pace
-				for range 2 * paceStreak {
-					time.Sleep(tt.gap)
-					p.woken(tt.n)
+			var p pace
+			now := time.Now()
+			next := func(gap time.Duration, n int) time.Duration {
+				now = now.Add(gap)
+				p.took(n)
+				return p.nap(now)
+			}
+			for range paceStreak {
+				if nap := next(tt.gap, tt.n); nap != 0 {
+					t.Errorf("%v at once", nap)
 				}
-				if busy := p.streak >= paceStreak; busy != tt.busy {
-					t.Errorf("streak of %d", p.streak)
+			}
+			for range 100 {
+				next(tt.gap, tt.n)
+			}
+			if nap := next(tt.gap, tt.n); (nap - tt.nap).Abs() > 10*us {
+				t.Errorf("%v, want %v", nap, tt.nap)
+			}
+			if nap := next(tt.gap, 70); nap != 0 {
+				t.Errorf("%v after a short frame", nap)
+			}
+			for range paceStreak {
+				next(tt.gap, tt.n)
+				if nap := next(tt.gap, 70); nap != 0 {
+					t.Errorf("%v after a short frame", nap)
 				}
-				time.Sleep(time.Second)
-				if p.woken(tt.n); p.streak >= paceStreak {
-					t.Error("busy after silence")
-				}
-			})
+			}
+			if nap := next(tt.gap, tt.n); nap != 0 {
+				t.Errorf("%v after many short ones", nap)
+			}
+			for range paceStreak {
+				next(tt.gap, tt.n)
+			}
+			if nap := next(time.Second, tt.n); nap != 0 {
+				t.Errorf("%v after silence", nap)
+			}
 		})
 	}
 }

@@ -107,3 +107,16 @@ func sendmsg(fd uintptr, m *unix.Msghdr) (int, unix.Errno) {
 		}
 	}
 }
+
+// recvmsg does not block either.
+func recvmsg(fd uintptr, m *unix.Msghdr) (int, unix.Errno) {
+	for {
+		n, _, errno := unix.RawSyscall(unix.SYS_RECVMSG, fd, uintptr(unsafe.Pointer(m)), unix.MSG_DONTWAIT)
+		if errno == 0 {
+			return int(n), 0
+		}
+		if errno != unix.EINTR {
+			return 0, errno
+		}
+	}
+}

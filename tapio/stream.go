@@ -7,7 +7,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-	"unsafe"
 
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
@@ -70,8 +69,11 @@ type Stream struct {
 	dry   bool // the last recv has most likely emptied the socket
 	pace  pace
 	step  func(uintptr) bool
-	n     int
+	to    []byte // step's argument: where a frame is wanted
+	n     int    // its results
 	errno unix.Errno
+	iov   [2]unix.Iovec
+	msg   unix.Msghdr
 }
 
 // ListenStream returns the link to whoever connects to the listening socket fd, which it takes over.
@@ -105,7 +107,7 @@ func newStream(o StreamOptions) *Stream {
 		s.log = zap.NewNop()
 	}
 	s.step = func(uintptr) bool {
-		s.n, s.errno = s.recv()
+		s.n, s.errno = s.recv(s.to)
 		return s.errno != unix.EAGAIN
 	}
 	return s
@@ -265,10 +267,13 @@ func (s *Stream) TryRead(b []byte) (int, error) {
 			s.rc.leave()
 			return 0, nil
 		}
-		n, errno := s.recv()
+		n, errno := s.recv(b)
 		s.rc.leave()
 		if errno == unix.EAGAIN {
 			return 0, nil
+		}
+		if n > 0 {
+			return n, nil
 		}
 		s.received(n, errno)
 	}
@@ -293,12 +298,16 @@ func (s *Stream) Read(b []byte) (int, error) {
 			return 0, s.stopped()
 		}
 		s.pace.wait()
+		s.to = b
 		err := s.rc.in.wait(s.step)
+		s.to = nil
 		s.rc.leave()
 		if err != nil {
 			return 0, s.stopped() // nobody but Close sets a deadline
 		}
-		s.pace.woken(s.n)
+		if s.n > 0 {
+			return s.n, nil
+		}
 		s.received(s.n, s.errno)
 	}
 }
@@ -340,28 +349,52 @@ func (s *Stream) cut(b []byte) (int, error) {
 	return frame.VnetLen + copy(b[frame.VnetLen:], f), nil
 }
 
-// recv receives more from the client. Like sendmsg it takes so short that the scheduler need not know.
-func (s *Stream) recv() (int, unix.Errno) {
-	p := s.in.room()
-	for {
-		n, _, errno := unix.RawSyscall6(unix.SYS_RECVFROM, s.rc.fd, uintptr(unsafe.Pointer(&p[0])), uintptr(len(p)), unix.MSG_DONTWAIT, 0, 0)
-		if errno != unix.EINTR {
-			s.dry = errno == 0 && int(n) < len(p)
-			return int(n), errno
-		}
+// recv receives more from the client. It returns the length of a frame that has come to b, with the
+// virtio_net_hdr; 0 if what came is for cut; -1 at the end. Like sendmsg it takes so short that the scheduler
+// need not know.
+func (s *Stream) recv(b []byte) (int, unix.Errno) {
+	var place, behind []byte
+	have := 0
+	if n := s.in.lend(); n > 0 && frame.VnetLen+n <= len(b) {
+		place = b[frame.VnetLen-prefixLen : frame.VnetLen+n]
+		have, behind = s.in.move(place)
+		s.iov[1].Base = &behind[0]
+		s.iov[1].SetLen(len(behind))
+		s.msg.SetIovlen(2)
+	} else {
+		place = s.in.room()
+		s.msg.SetIovlen(1)
 	}
+	s.iov[0].Base = &place[have]
+	s.iov[0].SetLen(len(place) - have)
+	s.msg.Iov = &s.iov[0]
+	n, errno := recvmsg(s.rc.fd, &s.msg)
+	s.iov[0].Base = nil
+	s.dry = errno == 0 && n < len(place)-have+len(behind)
+	s.pace.took(n)
+	switch {
+	case behind != nil:
+		if s.in.settle(place, have+n) {
+			clear(b[:frame.VnetLen])
+			return frame.VnetLen + len(place) - prefixLen, 0
+		}
+	case n > 0:
+		s.in.add(n)
+	}
+	if n == 0 && errno == 0 {
+		return -1, 0
+	}
+	return 0, errno
 }
 
-// received notes what recv has returned.
+// received notes what recv has returned, other than a frame.
 func (s *Stream) received(n int, errno unix.Errno) {
 	switch {
 	case errno != 0:
 		s.log.Info("Receive error on guest connection, reset", zap.Error(errno))
 		s.hangUp()
-	case n == 0:
+	case n < 0:
 		s.hangUp()
-	default:
-		s.in.add(n)
 	}
 }
 

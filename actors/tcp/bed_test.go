@@ -347,15 +347,7 @@ func (b *bed) establish(run func()) {
 }
 
 // turn has the played actor handle its mail.
-func (b *bed) turn() {
-	for {
-		r, ok := b.port.Recv()
-		if !ok {
-			return
-		}
-		b.c.fromGuest(&r)
-	}
-}
+func (b *bed) turn() { b.c.fromGuest() }
 
 // data returns the n bytes of a stream from position at on.
 func data(at, n int) []byte {

@@ -148,15 +148,9 @@ func (c *conn) close() {
 
 // step does all there is to do now and then sleeps.
 func (c *conn) step() {
-	for {
-		r, ok := c.port.Recv()
-		if !ok {
-			break
-		}
-		c.fromGuest(&r)
-		if c.over {
-			return
-		}
+	c.fromGuest()
+	if c.over {
+		return
 	}
 	if c.port.Stopped() {
 		// A guest whose SYN has no answer yet repeats it, when there may be room again.
@@ -366,6 +360,9 @@ func (c *conn) onTime(now flow.Time) {
 	c.again = false // the wait tries the link once more
 	if c.ackDue && now >= c.ackBy {
 		c.ackNow = true
+		if c.ackBy != 0 {
+			c.prompt = promptAcks
+		}
 	}
 	if c.sendAt != 0 && now >= c.sendAt {
 		c.sendAt = 0

@@ -190,6 +190,21 @@ func TestGuestResets(t *testing.T) {
 				t.Errorf("host reads %v, want a reset", err)
 			}
 		})
+		t.Run("behind data", func(t *testing.T) {
+			// In one run and in the next: what the peer has received it can read.
+			b := newBed(t, fam)
+			b.establish(b.play)
+			b.send(seg{data: data(0, 1000)})
+			b.send(seg{data: data(1000, 500)}, seg{data: data(1500, 500)})
+			b.offer(seg{flags: frame.ACK, seq: b.snd, ack: b.rcv, wnd: b.wnd, data: data(2000, 100)}, seg{flags: frame.RST, seq: b.snd + 100})
+			b.turn()
+			if !b.c.over || !b.c.reset {
+				t.Errorf("over %v, with a reset %v", b.c.over, b.c.reset)
+			}
+			if got := b.read(2100); !bytes.Equal(got, data(0, 2100)) {
+				t.Error("host gets other bytes")
+			}
+		})
 		t.Run("somewhere in the window", func(t *testing.T) {
 			b := newBed(t, fam)
 			b.establish(b.serve)

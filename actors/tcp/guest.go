@@ -16,53 +16,77 @@ const (
 	headroom   = 128 << 10 // bytes a flow may hold beyond its socket's send buffer
 	heldBudget = 32 << 20  // bytes all flows may hold before headroom shrinks
 	maxPieces  = 64        // pieces of payload in one sendmsg
+	maxRuns    = 8         // runs they may lie in
 )
 
-// batch is scratch for handing a run's payload to the socket in one call.
+// batch is payload to be handed to the socket in one call.
 type batch struct {
 	iov [maxPieces]unix.Iovec
+	in  [maxPieces]uint8 // which of runs a piece lies in, where there are runs
 	msg unix.Msghdr
 	n   int
 	len int
+
+	runs  [maxRuns]flow.Run
+	nruns int
 }
 
 var batches = sync.Pool{New: func() any { return new(batch) }}
 
-// fromGuest handles a run of segments and releases it, or keeps it as held data.
-func (c *conn) fromGuest(r *flow.Run) {
+// fromGuest handles the runs of segments that have come and releases them, or keeps them as held data.
+func (c *conn) fromGuest() {
+	if !c.port.Mail() {
+		return
+	}
 	b := batches.Get().(*batch)
 	b.n, b.len = 0, 0
-	keep := *r // what is held later is released through this copy
-	var v flow.View
 	c.seenAt = flow.Now()
 	c.liveAt = c.seenAt
+	for !c.over {
+		r, ok := c.port.Recv()
+		if !ok {
+			break
+		}
+		c.handle(&r, b)
+		if c.over && FindOpening(&r) {
+			c.port.Leave(r.Rest())
+		}
+		// What several runs have goes in one call, whose peer is woken once.
+		if b.nruns < maxRuns && c.port.Mail() && !c.guestFIN && !c.over {
+			continue
+		}
+		if !c.over {
+			c.push(b)
+		}
+		b.release()
+		if c.guestFIN && !c.shut && len(c.held) == 0 && !c.over {
+			c.shutdown()
+		}
+	}
+	batches.Put(b)
+}
+
+// handle handles the run r, which b holds from here on, to r's end or until the connection is over; then r
+// is what is left of it.
+func (c *conn) handle(r *flow.Run, b *batch) {
+	run := b.hold(r)
+	var v flow.View
 	for !c.over {
 		at := *r
 		if !r.Next(&v) {
 			break
 		}
-		c.segment(&v, b, &keep)
+		c.segment(&v, b, run)
 		if c.replaced {
 			*r = at
 		}
 		if b.n == maxPieces {
-			c.push(b, &keep)
+			c.push(b)
 		}
 		if c.early.due(c.rcvNxt) && !c.over {
-			c.push(b, &keep)
+			c.push(b)
 			c.fill()
 		}
-	}
-	if !c.over {
-		c.push(b, &keep)
-	}
-	batches.Put(b)
-	if c.over && FindOpening(r) {
-		c.port.Leave(r.Rest())
-	}
-	keep.Release()
-	if c.guestFIN && !c.shut && len(c.held) == 0 && !c.over {
-		c.shutdown()
 	}
 }
 
@@ -77,7 +101,7 @@ func (c *conn) segment(v *flow.View, b *batch, run *flow.Run) {
 		return
 	}
 	if fl&frame.RST != 0 {
-		c.guestReset(seq)
+		c.guestReset(seq, b)
 		return
 	}
 	if fl&frame.SYN != 0 {
@@ -151,7 +175,7 @@ func (c *conn) segment(v *flow.View, b *batch, run *flow.Run) {
 // received, or nil if there is none: what is behind a gap is kept.
 func (c *conn) inOrder(seq uint32, data []byte, run *flow.Run) []byte {
 	if seq != c.rcvNxt || c.guestFIN {
-		c.ackNow = true
+		c.ackNow, c.prompt = true, promptAcks
 	}
 	if c.guestFIN {
 		return nil
@@ -177,10 +201,11 @@ func (c *conn) inOrder(seq uint32, data []byte, run *flow.Run) []byte {
 	return data
 }
 
-// guestReset handles RST (RFC 5961, section 3): only the exact sequence number resets.
-func (c *conn) guestReset(seq uint32) {
+// guestReset handles RST behind the payload of b (RFC 5961, section 3): only the exact sequence number resets.
+func (c *conn) guestReset(seq uint32, b *batch) {
 	switch {
 	case seq == c.rcvNxt || seq == c.ackSent:
+		c.push(b)
 		c.abort(false)
 		// All the guest has sent is on its way to the peer, and the end of it too: let it arrive.
 		// If the peer sends more it is reset by that.
@@ -269,13 +294,29 @@ func (c *conn) advance(ack uint32) {
 func (b *batch) add(data []byte) {
 	b.iov[b.n].Base = &data[0]
 	b.iov[b.n].SetLen(len(data))
+	b.in[b.n] = uint8(b.nruns - 1)
 	b.n++
 	b.len += len(data)
 }
 
-// push hands b's payload, which lies in run, to the socket, behind what is held, and holds what the
-// socket does not take. b is empty afterwards.
-func (c *conn) push(b *batch, run *flow.Run) {
+// hold takes r over, in which what is added from here on lies. It returns it with r's hold.
+func (b *batch) hold(r *flow.Run) *flow.Run {
+	b.runs[b.nruns] = *r
+	b.nruns++
+	return &b.runs[b.nruns-1]
+}
+
+// release gives the runs back.
+func (b *batch) release() {
+	for i := range b.nruns {
+		b.runs[i].Release()
+	}
+	b.nruns = 0
+}
+
+// push hands b's payload to the socket, behind what is held, and holds what the socket does not take. b has no
+// payload afterwards, but its runs.
+func (c *conn) push(b *batch) {
 	if b.n == 0 {
 		return
 	}
@@ -293,7 +334,7 @@ func (c *conn) push(b *batch, run *flow.Run) {
 	}
 	c.env.Message(c.port, flow.FromGuest, b.len)
 	if sent < b.len {
-		c.hold(b, sent, run)
+		c.hold(b, sent)
 		c.awaitSend(err)
 	}
 	b.n, b.len = 0, 0
@@ -301,10 +342,9 @@ func (c *conn) push(b *batch, run *flow.Run) {
 }
 
 // hold keeps b's payload but for its first skip bytes.
-func (c *conn) hold(b *batch, skip int, run *flow.Run) {
+func (c *conn) hold(b *batch, skip int) {
 	c.heldLen += b.len - skip
 	c.env.Held.Add(int64(b.len - skip))
-	lend := run.Lendable()
 	for i := 0; i < b.n; i++ {
 		d := unsafe.Slice(b.iov[i].Base, int(b.iov[i].Len))
 		if skip >= len(d) {
@@ -313,7 +353,7 @@ func (c *conn) hold(b *batch, skip int, run *flow.Run) {
 		}
 		d = d[skip:]
 		skip = 0
-		if lend {
+		if run := &b.runs[b.in[i]]; run.Lendable() {
 			c.held = append(c.held, chunk{data: d, run: run.Hold()})
 		} else {
 			c.held = append(c.held, chunk{data: bytes.Clone(d)})
