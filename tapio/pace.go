@@ -20,9 +20,10 @@ const (
 	paceSlow = 10 * time.Millisecond
 	// paceStreak is the number of times in turn that a full segment or more has come within paceGap,
 	// after which the stream counts as busy. What is shorter than that is no bulk transfer, and its sender may
-	// wait for an answer: one such takes paceBreak long ones to make up for.
+	// wait for an answer; but bulk transfers have short segments now and then, where the sender's buffer
+	// begins again. Each takes paceBreak long ones to make up for.
 	paceStreak = 24
-	paceBreak  = 8
+	paceBreak  = 2
 	paceGap    = 2 * time.Millisecond
 	paceLeast  = 1000 // bytes
 )
@@ -52,17 +53,17 @@ func (p *pace) wait() {
 func (p *pace) nap(now time.Time) time.Duration {
 	n, gap := p.sum, now.Sub(p.last)
 	p.sum, p.last = 0, now
-	switch {
-	case gap > paceGap:
+	if gap > paceGap {
 		p.streak = 0
 		return 0
-	case n < paceLeast:
+	}
+	p.n += (int64(n) - p.n) / 8
+	p.gap += (int64(gap) - p.gap) / 8
+	if n < paceLeast {
 		p.streak = max(p.streak-paceBreak, 0)
 		return 0
 	}
 	p.streak = min(p.streak+1, 2*paceStreak)
-	p.n += (int64(n) - p.n) / 8
-	p.gap += (int64(gap) - p.gap) / 8
 	if p.streak < paceStreak {
 		return 0
 	}
