@@ -72,10 +72,13 @@ func (c *cutter) next() ([]byte, error) {
 // place for it, and settle says what has come there.
 
 // lend returns how long the next frame is, if its length is there, or may be, since the one before it was;
-// 0 if it is not worth a place of its own.
+// 0 if it is not worth a place of its own: it is short, or a part of it is here.
 func (c *cutter) lend() int {
 	n := c.last
-	if c.w-c.r >= prefixLen {
+	switch have := c.w - c.r; {
+	case have > prefixLen:
+		return 0
+	case have == prefixLen:
 		n = int(binary.BigEndian.Uint32(c.b[c.r:])) // next has checked it
 	}
 	if n < longFrame {

@@ -1,6 +1,7 @@
 package tapio
 
 import (
+	"runtime"
 	"time"
 	"unsafe"
 
@@ -16,6 +17,9 @@ const (
 	// against what going to sleep takes, and in longer ones other traffic would have to wait.
 	paceLong  = 300 * time.Microsecond
 	paceShort = 150 * time.Microsecond
+	// paceHold is the time after which flows get their turn, whatever comes: what they have by then goes
+	// to their sockets in one call.
+	paceHold = time.Millisecond
 	// paceSlow is the time in which less than a bulk transfer brings as much: acknowledgements, for one.
 	paceSlow = 10 * time.Millisecond
 	// paceStreak is the number of times in turn that a full segment or more has come within paceGap,
@@ -34,16 +38,23 @@ type pace struct {
 	sum    int       // bytes since
 	last   time.Time // when the reader had nothing to do
 	streak int
-	n, gap int64 // means of such sums, and of the nanoseconds that they have taken
+	turn   time.Time // when other goroutines had theirs
+	n, gap int64     // means of such sums, and of the nanoseconds that they have taken
 }
 
 // took notes that n bytes have come.
 func (p *pace) took(n int) { p.sum += n }
 
 // wait is called when the reader is about to sleep, and lets frames gather first if the stream is busy. Other
-// goroutines have to wait as long: the runtime does not know, and so starts no thread for them.
+// goroutines have to wait, for paceHold and paceLong at most: the runtime does not know, and so starts no thread
+// for them.
 func (p *pace) wait() {
-	if nap := p.nap(time.Now()); nap > 0 {
+	now := time.Now()
+	if nap := p.nap(now); nap > 0 {
+		if now.Sub(p.turn) > paceHold {
+			runtime.Gosched()
+			p.turn = time.Now()
+		}
 		ts := unix.NsecToTimespec(int64(nap))
 		unix.RawSyscall(unix.SYS_NANOSLEEP, uintptr(unsafe.Pointer(&ts)), 0, 0) // a signal makes it shorter
 	}
