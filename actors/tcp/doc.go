@@ -11,7 +11,9 @@
 // acknowledged it. The socket's receive buffer is the retransmission buffer; to retransmit is to
 // move the peek offset back.
 //
-// From the guest: payload in order is handed to the socket at once and acknowledged. What comes before
+// From the guest: payload in order is handed to the socket and acknowledged, all that has come in one call. On a
+// link where each frame is one segment, every second full-sized segment of a bulk transfer is acknowledged, or the
+// first after 1 ms. What comes before
 // its turn is kept in the frames it came in until the gap before it is filled. What the socket
 // does not take stays in the frames it came in until the socket is writable. The window advertised
 // is the room in the socket's send buffer plus a bounded headroom: the kernel lets a send buffer

@@ -6,6 +6,7 @@
 // programs of this machine with their libraries, and the agent (package main in agent), which is the
 // guest's first process. Everything the guest changes is gone with it.
 //
-// Commands travel over a virtio-serial port, never over the network that is tested. Without KVM the
-// guest runs under emulation: it then boots in some three seconds, and is slow.
+// Commands travel over a virtio-serial port, never over the network that is tested. Where KVM
+// does not boot the image, or GUEST_ACCEL is tcg, the guest runs under emulation: it then boots in some three
+// seconds, and is slow.
 package guest
