@@ -86,6 +86,19 @@ func (n *Neighbours) Run(ctx context.Context, changed func(list []Neighbour, all
 	lost := true
 	for ctx.Err() == nil {
 		if lost {
+			// Until its queue is empty, the kernel does not say that it has lost more; and what is in there
+			// is older than the list.
+			err := raw.Control(func(fd uintptr) {
+				for {
+					_, _, err := unix.Recvfrom(int(fd), buf, unix.MSG_DONTWAIT)
+					if err != nil && err != unix.EINTR && err != unix.ENOBUFS {
+						return // EAGAIN; what else there is the next call finds
+					}
+				}
+			})
+			if err != nil {
+				return fmt.Errorf("watch neighbours: %w", err)
+			}
 			list, err := n.all()
 			if err != nil {
 				return fmt.Errorf("list neighbours: %w", err)

@@ -1,6 +1,7 @@
 package autodetect
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"fmt"
@@ -144,11 +145,21 @@ func TestNeighboursThatChangeWhileTheyAreListed(t *testing.T) {
 	nstest.IP(t, first.String())
 	changes := exec.Command("ip", "-batch", "-")
 	changes.Stdin = strings.NewReader(then.String())
+	var out bytes.Buffer
+	changes.Stdout, changes.Stderr = &out, &out
 	if err := changes.Start(); err != nil {
 		t.Fatal(err)
 	}
+	changed := make(chan error, 1)
+	go func() {
+		err := changes.Wait()
+		if err != nil {
+			err = fmt.Errorf("%w: %s", err, out.Bytes())
+		}
+		changed <- err
+	}()
 	watch(t).becomes(t, want)
-	if err := changes.Wait(); err != nil {
+	if err := <-changed; err != nil {
 		t.Error(err)
 	}
 }

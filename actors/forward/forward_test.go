@@ -179,7 +179,8 @@ func TestBurstOnANewFlowKeepsOrder(t *testing.T) {
 	p.twin.none()
 }
 
-// Many peers at once: every datagram is in the flow of its sender, once.
+// Many peers at once: every datagram is in the flow of its sender, once. One that the socket of another's flow has
+// received may be overtaken by a later one.
 func TestDatagramsOfManyPeers(t *testing.T) {
 	p := newPlace(t, nil)
 	p.add(t, "-u 80")
@@ -212,8 +213,8 @@ func TestDatagramsOfManyPeers(t *testing.T) {
 				}
 				text = string(buf[:n])
 			}
-			if want := fmt.Sprintf("127.0.0.1:%d %d", port, i); text != want {
-				t.Errorf("%q in the flow of port %d, want %q", text, port, want)
+			if want := fmt.Sprintf("127.0.0.1:%d ", port); !strings.HasPrefix(text, want) {
+				t.Errorf("%q in the flow of port %d", text, port)
 			}
 			got[text]++
 		}

@@ -94,12 +94,13 @@ func (u *udp) receive(l *listener, failed bool) {
 				u.sort(l, d)
 			}
 		}
-		for len(u.strays) > 0 {
-			d := u.strays[0]
-			u.strays = u.strays[1:]
-			u.sort(l, d)
-		}
 		total += n
+	}
+	// What these have sent before is what the listener had.
+	for len(u.strays) > 0 {
+		d := u.strays[0]
+		u.strays = u.strays[1:]
+		u.sort(l, d)
 	}
 	u.begin(l)
 }
