@@ -32,7 +32,7 @@ type udp struct {
 	// Flows that began since the listener was last found empty.
 	pending map[flowKey]*newFlow
 	order   []*newFlow
-	strays  []datagram // received by sockets of flows they do not belong to
+	strays  []datagram // received by sockets of flows they do not belong to; maxDatagrams at most
 
 	spare [2][]int // sockets in the guest's namespace, IPv4 and IPv6
 }
@@ -170,8 +170,10 @@ func (u *udp) open(l *listener, flow *newFlow, d datagram) {
 			flow.add(b[:n])
 			continue
 		}
-		other.data = append([]byte{}, b[:n]...)
-		u.strays = append(u.strays, other)
+		if len(u.strays) < maxDatagrams {
+			other.data = append([]byte{}, b[:n]...)
+			u.strays = append(u.strays, other)
+		}
 	}
 }
 
