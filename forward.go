@@ -7,6 +7,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"time"
 
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
@@ -108,7 +109,7 @@ func listen(cfg *config.Config, host *autodetect.Host, env *process.Env, table *
 		if len(list) == 0 {
 			continue
 		}
-		failures, err := p.Add(config.Direction(dir), list...)
+		failures, err := p.takeOver(config.Direction(dir), list, log)
 		report(failures, err, log)
 		if err != nil {
 			p.Close()
@@ -116,6 +117,25 @@ func listen(cfg *config.Config, host *autodetect.Host, env *process.Env, table *
 		}
 	}
 	return p, nil
+}
+
+// A container that is started again wants the ports it had, and our predecessor learns only a moment
+// later that its namespace is gone.
+const (
+	takeOverTime = 500 * time.Millisecond
+	takeOverStep = 5 * time.Millisecond
+)
+
+// takeOver adds list as Add does, and waits for ports that somebody else has.
+func (p *ports) takeOver(dir config.Direction, list []config.Rule, log *zap.Logger) ([]forward.Failure, error) {
+	taken := func(f forward.Failure) bool { return errors.Is(f.Err, unix.EADDRINUSE) }
+	for begun := time.Now(); ; time.Sleep(takeOverStep) {
+		failures, err := p.Add(dir, list...)
+		if err == nil || !slices.ContainsFunc(failures, taken) || time.Since(begun) > takeOverTime {
+			return failures, err
+		}
+		log.Debug("waits for a port", zap.Error(&failures[0]))
+	}
 }
 
 // together forwards while run runs, which ends when ctx does, or before.

@@ -152,10 +152,10 @@ func (e *Env) watch(ctx context.Context, cancel context.CancelCauseFunc, wg *syn
 			continue
 		}
 		wg.Go(func() {
-			if awaitGone(ctx, kind, fd, e.spec.NetNS) {
+			awaitGone(ctx, kind, fd, e.spec.NetNS, func() {
 				e.log.Info("Namespace " + e.spec.NetNS + " is gone, exiting")
 				cancel(errGone)
-			}
+			})
 		})
 	}
 }

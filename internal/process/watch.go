@@ -94,24 +94,26 @@ func inotify(dir string) (int, error) {
 	return fd, nil
 }
 
-// awaitGone waits until one of the given descriptors, made by openWatch for path, tells
-// that the namespace is gone, and reports whether that was the reason to return. It owns
-// the descriptor.
-func awaitGone(ctx context.Context, kind string, fd int, path string) bool {
+// awaitGone waits until fd, made by openWatch for path, tells that the namespace is gone, and
+// calls gone then. It owns the descriptor, which it closes last: to close one of inotify takes
+// the kernel some 15 ms.
+func awaitGone(ctx context.Context, kind string, fd int, path string, gone func()) {
 	if kind == fdDir {
 		defer unix.Close(fd)
-		return awaitMissing(ctx, fd, filepath.Base(path))
+		if awaitMissing(ctx, fd, filepath.Base(path)) {
+			gone()
+		}
+		return
 	}
 	if err := unix.SetNonblock(fd, true); err != nil {
 		unix.Close(fd)
-		return false
+		return
 	}
 	f := os.NewFile(uintptr(fd), kind)
 	defer f.Close()
-	if kind == fdProcess {
-		return awaitReadable(ctx, f) == nil
+	if kind == fdProcess && awaitReadable(ctx, f) == nil || kind == fdInotify && awaitDeleted(ctx, f, path) {
+		gone()
 	}
-	return awaitDeleted(ctx, f, path)
 }
 
 // awaitMissing looks for name in dir until it is not there any more. A name that may not

@@ -87,7 +87,11 @@ func TestProcessOf(t *testing.T) {
 // await starts awaitGone and returns its result.
 func await(ctx context.Context, kind string, fd int, path string) <-chan bool {
 	result := make(chan bool, 1)
-	go func() { result <- awaitGone(ctx, kind, fd, path) }()
+	go func() {
+		reported := false
+		awaitGone(ctx, kind, fd, path, func() { reported = true })
+		result <- reported
+	}()
 	return result
 }
 
@@ -112,12 +116,12 @@ func TestAwaitGoneByPath(t *testing.T) {
 			stopped := await(ctx, kind, open(), path)
 			cancel()
 			if <-stopped {
-				t.Error("awaitGone = true for an ended context")
+				t.Error("awaitGone reports the end for an ended context")
 			}
 			gone := await(t.Context(), kind, open(), path)
 			os.Remove(path)
 			if !<-gone {
-				t.Error("awaitGone = false for a removed path")
+				t.Error("awaitGone reports nothing for a removed path")
 			}
 		})
 	}

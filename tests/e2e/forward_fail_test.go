@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -9,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"fusilli/tests/bed"
 )
@@ -112,6 +115,36 @@ func TestPortsThatCannotBeForwarded(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A port that is let go of a moment after the start is had. So a container can be started again at once.
+func TestPortThatComesFree(t *testing.T) {
+	b := newBed(t, defaultBed)
+	target, err := b.Target(patience(t, limit))
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := b.Host.Listen("tcp", ":2080")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	p, err := b.Host.Spawn(bed.Nobody, exec.Command(program, "--config-net", "-f", "-d", "-t", "2080", strconv.Itoa(target.PID)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { p.Stop(limit) })
+	waitFor(t, "an attempt", func() bool { return strings.Contains(p.Stderr(), "waits for a port") })
+	l.Close()
+	waitFor(t, "the port to be taken", func() bool {
+		l, err := b.Host.Listen("tcp", ":2080")
+		if err != nil {
+			return errors.Is(err, unix.EADDRINUSE)
+		}
+		l.Close()
+		return false
+	})
+	waitFor(t, "the start", func() bool { return strings.Contains(p.Stderr(), "confined") })
 }
 
 // Thousands of ports, of both protocols and both directions, as far as open files go.
