@@ -26,6 +26,15 @@ func slaac(t *testing.T, vm *VM) {
 		do sleep .1; done`)
 }
 
+// dhcpv6 has the guest get an address by DHCPv6. The client goes on running.
+func dhcpv6(t *testing.T, vm *VM) {
+	t.Helper()
+	if sh(t, vm, "command -v dhclient || true") == "" {
+		t.Fatal("no dhclient in the guest")
+	}
+	sh(t, vm, "touch /tmp/leases; dhclient -6 -1 -sf /etc/dhclient-script -cf /etc/dhclient.conf -lf /tmp/leases -pf /tmp/dhclient.pid eth0 >&2")
+}
+
 // healthy checks that the guest's kernel has found no bad checksum.
 func healthy(t *testing.T, vm *VM) {
 	t.Helper()
@@ -66,10 +75,7 @@ func TestGuest(t *testing.T) {
 		p.said(t, "DHCP: ack to request", 1)
 	})
 	t.Run("DHCPv6", func(t *testing.T) {
-		if sh(t, vm, "command -v dhclient || true") == "" {
-			t.Fatal("no dhclient in the guest")
-		}
-		sh(t, vm, "touch /tmp/leases; dhclient -6 -1 -sf /etc/dhclient-script -cf /etc/dhclient.conf -lf /tmp/leases -pf /tmp/dhclient.pid eth0 >&2")
+		dhcpv6(t, vm)
 		if out := sh(t, vm, "ip -6 addr show dev eth0"); !strings.Contains(out, bed.HostAddr6+"/128") {
 			t.Errorf("addresses: %s", out)
 		}
@@ -92,7 +98,7 @@ func TestGuest(t *testing.T) {
 	})
 	t.Run("small MTU", func(t *testing.T) {
 		sh(t, vm, "ip link set eth0 mtu 1500")
-		out(t, b, vm, "tcp", bed.FarAddr4+":5001", sized)
+		out(t, b.Far, bed.FarAddr4+":5001", vm, "tcp", bed.FarAddr4+":5001", sized)
 	})
 	t.Run("another address", func(t *testing.T) {
 		sh(t, vm, "ip link set eth0 down; ip addr flush dev eth0; ip link set eth0 address 52:54:00:99:99:99; ip link set eth0 up; ip addr add 10.77.0.99/24 dev eth0; ip route add default via "+bed.FarAddr4)
@@ -107,7 +113,7 @@ func TestGuest(t *testing.T) {
 	configure(t, vm2)
 	t.Run("two side by side", func(t *testing.T) {
 		t.Run("", func(t *testing.T) { traffic(t, b, vm2) })
-		out(t, b, vm, "tcp", bed.FarAddr4+":5001", sized)
+		out(t, b.Far, bed.FarAddr4+":5001", vm, "tcp", bed.FarAddr4+":5001", sized)
 	})
 	vm.Close()
 	p.said(t, "Client connection closed", 1)
@@ -154,7 +160,7 @@ func forwarded(t *testing.T, b *bed.Bed, vm *VM) {
 func traffic(t *testing.T, b *bed.Bed, vm *VM) {
 	t.Helper()
 	for _, addr := range []string{bed.FarAddr4 + ":5001", "[" + bed.FarAddr6 + "]:5001"} {
-		t.Run("tcp out to "+addr, func(t *testing.T) { out(t, b, vm, "tcp", addr, sized) })
-		t.Run("udp out to "+addr, func(t *testing.T) { out(t, b, vm, "udp", addr, 100<<10) })
+		t.Run("tcp out to "+addr, func(t *testing.T) { out(t, b.Far, addr, vm, "tcp", addr, sized) })
+		t.Run("udp out to "+addr, func(t *testing.T) { out(t, b.Far, addr, vm, "udp", addr, 100<<10) })
 	}
 }

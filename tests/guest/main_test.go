@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -93,16 +94,44 @@ func newBed(t *testing.T) *bed.Bed {
 	return b
 }
 
-// passt is a running program under test.
-type passt struct {
-	*bed.Process
-	socket string
+// begin starts one of our programs on the bed's host, in the foreground, and waits until it is ready. line
+// makes its command of the options that all have, and says where it runs. At the end of the test it must
+// still run, or have been waited for, and end with status 0.
+func begin(t *testing.T, b *bed.Bed, line func(common ...string) *exec.Cmd) *bed.Process {
+	t.Helper()
+	pid := filepath.Join(scratch(t), "pid")
+	p, err := b.Host.Spawn(bed.Nobody, line("-f", "-P", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if status := p.Stop(limit); status != 0 {
+			t.Errorf("%s has status %d, want 0", p.Name(), status)
+		}
+		if t.Failed() {
+			t.Logf("%s: %s", p.Name(), p.Stderr())
+		}
+		if s := p.Stderr(); strings.Contains(s, "panic") {
+			t.Errorf("%s has a fault: %s", p.Name(), s)
+		}
+	})
+	err = bed.Wait(patience(t), "the PID file", func() (bool, error) {
+		select {
+		case <-p.Done():
+			return false, fmt.Errorf("%s has ended: %s", p.Name(), p.Stderr())
+		default:
+		}
+		text, err := os.ReadFile(pid)
+		return err == nil && strings.HasSuffix(string(text), "\n"), nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
 }
 
-// start starts passt in the foreground, on the bed's host, with the far peer for gateway, and waits
-// until it is ready. At the end of
-// the test it must still run, or have been waited for, and end with status 0.
-func start(t *testing.T, b *bed.Bed, args ...string) *passt {
+// scratch returns a directory that every user may write to.
+func scratch(t *testing.T) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("/run", "passt")
 	if err != nil {
@@ -112,35 +141,22 @@ func start(t *testing.T, b *bed.Bed, args ...string) *passt {
 	if err := os.Chmod(dir, 0o777); err != nil {
 		t.Fatal(err)
 	}
-	p := &passt{socket: filepath.Join(dir, "socket")}
-	pid := filepath.Join(dir, "pid")
-	p.Process, err = b.Host.Spawn(bed.Nobody, exec.Command(program, append([]string{"-f", "--no-map-gw", "-s", p.socket, "-P", pid}, args...)...))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if status := p.Stop(limit); status != 0 {
-			t.Errorf("passt's status is %d, want 0", status)
-		}
-		if t.Failed() {
-			t.Logf("passt: %s", p.Stderr())
-		}
-		if s := p.Stderr(); strings.Contains(s, "panic") {
-			t.Errorf("passt has a fault: %s", s)
-		}
+	return dir
+}
+
+// passt is a running program under test.
+type passt struct {
+	*bed.Process
+	socket string
+}
+
+// start starts passt on the bed's host, with the far peer for gateway.
+func start(t *testing.T, b *bed.Bed, args ...string) *passt {
+	t.Helper()
+	p := &passt{socket: filepath.Join(scratch(t), "socket")}
+	p.Process = begin(t, b, func(common ...string) *exec.Cmd {
+		return exec.Command(program, slices.Concat(common, []string{"--no-map-gw", "-s", p.socket}, args)...)
 	})
-	err = bed.Wait(patience(t), "the PID file", func() (bool, error) {
-		select {
-		case <-p.Done():
-			return false, fmt.Errorf("passt has ended: %s", p.Stderr())
-		default:
-		}
-		text, err := os.ReadFile(pid)
-		return err == nil && strings.HasSuffix(string(text), "\n"), nil
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
 	return p
 }
 
@@ -176,14 +192,14 @@ func sh(t *testing.T, vm *VM, line string) string {
 // sized is how much a transfer moves.
 const sized = 4 << 20
 
-// out moves a stream from the guest to addr, where the far peer listens.
-func out(t *testing.T, b *bed.Bed, vm *VM, network, addr string, n int64) {
+// out moves a stream from the guest to addr, which leads to where somebody listens at an address of ns.
+func out(t *testing.T, ns *bed.NS, at string, vm *VM, network, addr string, n int64) {
 	t.Helper()
 	const number = 7
 	got := make(chan string, 1)
 	switch network {
 	case "tcp":
-		l, err := b.Far.Listen("tcp", addr)
+		l, err := ns.Listen("tcp", at)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -203,7 +219,7 @@ func out(t *testing.T, b *bed.Bed, vm *VM, network, addr string, n int64) {
 			got <- d.String()
 		}()
 	default:
-		c, err := b.Far.ListenPacket("udp", addr)
+		c, err := ns.ListenPacket("udp", at)
 		if err != nil {
 			t.Fatal(err)
 		}
