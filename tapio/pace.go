@@ -14,8 +14,10 @@ const (
 	// flow's peer. It is half of what a client's socket holds.
 	paceBatch = 96 << 10
 	// paceLong and paceShort bound the time in which they gather. It is worth nothing if it is not long
-	// against what going to sleep takes, and in longer ones other traffic would have to wait.
+	// against what going to sleep takes, and in longer ones other traffic would have to wait. Of long frames two
+	// are to come.
 	paceLong  = 300 * time.Microsecond
+	paceTwo   = 420 * time.Microsecond
 	paceShort = 150 * time.Microsecond
 	// paceHold is the time after which flows get their turn, whatever comes: what they have by then goes
 	// to their sockets in one call.
@@ -25,9 +27,11 @@ const (
 	// paceStreak is the number of times in turn that a full segment or more has come within paceGap,
 	// after which the stream counts as busy. What is shorter than that is no bulk transfer, and its sender may
 	// wait for an answer; but bulk transfers have short segments now and then, where the sender's buffer
-	// begins again. Each takes paceBreak long ones to make up for.
+	// begins again. Each takes paceBreak long ones to make up for. So they have lapses, where the guest had no
+	// processor, say: each paceGap takes paceLapse, and a long silence all.
 	paceStreak = 24
 	paceBreak  = 2
+	paceLapse  = 6
 	paceGap    = 2 * time.Millisecond
 	paceLeast  = 1000 // bytes
 )
@@ -38,15 +42,19 @@ type pace struct {
 	sum    int       // bytes since
 	last   time.Time // when the reader had nothing to do
 	streak int
+	long   bool      // the last bytes were of a long frame
 	turn   time.Time // when other goroutines had theirs
 	n, gap int64     // means of such sums, and of the nanoseconds that they have taken
 }
 
-// took notes that n bytes have come.
-func (p *pace) took(n int) { p.sum += n }
+// took notes that n bytes have come, of a frame that is long enough to be received in place, or not.
+func (p *pace) took(n int, long bool) {
+	p.sum += n
+	p.long = long
+}
 
 // wait is called when the reader is about to sleep, and lets frames gather first if the stream is busy. Other
-// goroutines have to wait, for paceHold and paceLong at most: the runtime does not know, and so starts no thread
+// goroutines have to wait, for paceHold and paceTwo at most: the runtime does not know, and so starts no thread
 // for them.
 func (p *pace) wait() {
 	now := time.Now()
@@ -65,7 +73,7 @@ func (p *pace) nap(now time.Time) time.Duration {
 	n, gap := p.sum, now.Sub(p.last)
 	p.sum, p.last = 0, now
 	if gap > paceGap {
-		p.streak = 0
+		p.streak = max(p.streak-paceLapse*int(gap/paceGap), 0)
 		return 0
 	}
 	p.n += (int64(n) - p.n) / 8
@@ -81,6 +89,9 @@ func (p *pace) nap(now time.Time) time.Duration {
 	batch := time.Duration(p.gap * paceBatch / p.n) // the time in which as much comes
 	if batch < paceShort || batch > paceSlow {
 		return 0
+	}
+	if p.long {
+		return min(batch, paceTwo)
 	}
 	return min(batch, paceLong)
 }

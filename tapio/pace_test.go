@@ -16,7 +16,7 @@ func TestPace(t *testing.T) {
 	}{
 		{"segments of a bulk transfer", 1518, 10 * us, paceLong},
 		{"some at a time", 100 * 1518, 300 * us, 194 * us},
-		{"large frames", 65538, 300 * us, paceLong},
+		{"long frames", 65538, 300 * us, paceTwo},
 		{"too fast for the socket", 65538, 60 * us, 0},
 		{"acknowledgements", 20 * 54, 300 * us, 0},
 		{"requests", 70, 30 * us, 0},
@@ -27,7 +27,7 @@ func TestPace(t *testing.T) {
 			now := time.Now()
 			next := func(gap time.Duration, n int) time.Duration {
 				now = now.Add(gap)
-				p.took(n)
+				p.took(n, n > 32<<10 && n%1518 != 0)
 				return p.nap(now)
 			}
 			for range paceStreak {
@@ -60,11 +60,20 @@ func TestPace(t *testing.T) {
 			if nap := next(tt.gap, tt.n); nap != 0 {
 				t.Errorf("%v after many short ones", nap)
 			}
-			for range paceStreak {
+			for range 2 * paceStreak {
 				next(tt.gap, tt.n)
+			}
+			if nap := next(2*paceGap-us, tt.n); nap != 0 {
+				t.Errorf("%v after a lapse", nap)
+			}
+			if nap := next(tt.gap, tt.n); tt.nap != 0 && nap == 0 {
+				t.Error("a lapse ends it")
 			}
 			if nap := next(time.Second, tt.n); nap != 0 {
 				t.Errorf("%v after silence", nap)
+			}
+			if nap := next(tt.gap, tt.n); nap != 0 {
+				t.Errorf("%v soon after silence", nap)
 			}
 		})
 	}

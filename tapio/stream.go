@@ -371,7 +371,7 @@ func (s *Stream) recv(b []byte) (int, unix.Errno) {
 	n, errno := recvmsg(s.rc.fd, &s.msg)
 	s.iov[0].Base = nil
 	s.dry = errno == 0 && n < len(place)-have+len(behind)
-	s.pace.took(n)
+	s.pace.took(n, behind != nil)
 	switch {
 	case behind != nil:
 		if s.in.settle(place, have+n) {
