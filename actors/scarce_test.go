@@ -2,6 +2,7 @@ package actors
 
 import (
 	"context"
+	"io"
 	"strings"
 	"testing"
 	"time"
@@ -46,6 +47,13 @@ func TestDescriptorsRunOut(t *testing.T) {
 	fam := families[0]
 	l, echo := listen(t, fam), echoUDP(t, fam)
 	g, h := b.connect(fam, l)
+	// Before the guest's acknowledgement has come, that one would give way.
+	if _, err := g.Write([]byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(h, make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
 	enough := noDescriptors(t, 0)
 	for i := range 3 {
 		ctx, cancel := context.WithTimeout(t.Context(), patience)
