@@ -129,12 +129,16 @@ const (
 // takeOver adds list as Add does, and waits for ports that somebody else has.
 func (p *ports) takeOver(dir config.Direction, list []config.Rule, log *zap.Logger) ([]forward.Failure, error) {
 	taken := func(f forward.Failure) bool { return errors.Is(f.Err, unix.EADDRINUSE) }
-	for begun := time.Now(); ; time.Sleep(takeOverStep) {
+	begun := time.Now()
+	for waits := false; ; waits = true {
 		failures, err := p.Add(dir, list...)
 		if err == nil || !slices.ContainsFunc(failures, taken) || time.Since(begun) > takeOverTime {
 			return failures, err
 		}
-		log.Debug("waits for a port", zap.Error(&failures[0]))
+		if !waits {
+			log.Debug("waits for a port", zap.Error(&failures[0]))
+		}
+		time.Sleep(takeOverStep)
 	}
 }
 
