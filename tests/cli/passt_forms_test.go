@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"io"
 	"net"
@@ -171,11 +172,7 @@ func serveMachine(t *testing.T, b *bed.Bed, program, args, there string, end end
 		s.gone(t, &m.Run, end.within)
 		m.EndsWith = m.Run.Ends
 	} else {
-		again, err := net.Dial("unix", socket)
-		m.Again = err == nil && answers(again)
-		if err == nil {
-			again.Close()
-		}
+		m.Again = comesBack(socket)
 		unix.Kill(s.pid, unix.SignalNum("SIG"+end.by))
 		s.gone(t, &m.Run, end.within)
 	}
@@ -281,6 +278,21 @@ func answers(c net.Conn) bool {
 			return true
 		}
 	}
+}
+
+// comesBack reports whether a client is served after another. It tries again, since it is turned away while
+// the end of that one has not been noticed.
+func comesBack(socket string) bool {
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	defer cancel()
+	return bed.Wait(ctx, "an answer", func() (bool, error) {
+		c, err := net.Dial("unix", socket)
+		if err != nil {
+			return false, err
+		}
+		defer c.Close()
+		return answers(c), nil
+	}) == nil
 }
 
 // turnedAway reports whether c is closed by the other side.
