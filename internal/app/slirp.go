@@ -1,4 +1,4 @@
-package main
+package app
 
 import (
 	"context"
@@ -21,7 +21,7 @@ import (
 const apiName = "api"
 
 // showSlirp shows what a command line of slirp4netns asks for.
-func showSlirp(o *slirp.Options) int {
+func showSlirp(o *slirp.Options, version string) int {
 	if o.Help {
 		return printed(slirp.Help(os.Stdout))
 	}
@@ -29,7 +29,7 @@ func showSlirp(o *slirp.Options) int {
 }
 
 // launchSlirp is launch for a command line of slirp4netns.
-func launchSlirp(start *process.Start, cfg *config.Config, o *slirp.Options, spec process.Spec) int {
+func launchSlirp(start *process.Start, cfg *config.Config, o *slirp.Options, spec process.Spec, version string) int {
 	if err := checkSlirp(o); err != nil {
 		warn(cfg.Warnings)
 		return fail(err.Error())
@@ -72,7 +72,7 @@ func launchSlirp(start *process.Start, cfg *config.Config, o *slirp.Options, spe
 	spec.Renounce = o.Sandbox
 	// Root stays root.
 	spec.RunAs = &process.User{UID: os.Geteuid(), GID: os.Getegid()}
-	log, err := openLog(start, cfg)
+	log, err := openLog(start, cfg, version)
 	if err != nil {
 		return fail(err.Error())
 	}
