@@ -335,7 +335,7 @@ func TestTable(t *testing.T) {
 	})
 }
 
-const docFile = "../../man/system-calls.md"
+const docFile = "../../docs/SYSTEM-CALLS.md"
 
 // TestDocumentation keeps the description of the filter in step with the table.
 // FUSILLI_WRITE_DOC=1 writes it.
