@@ -102,8 +102,9 @@ SOAK ?= 20m
 soak:
 	FUSILLI_SOAK=$(SOAK) $(GO) test -count=1 -v -timeout 60m -run "^TestSoak\$$" ./tests/e2e
 
+# All cases, some minutes each round. The figures and the chart in docs/ are what it wrote last.
 bench: all
-	$(GO) run ./tests/bench
+	$(GO) run ./tests/bench -json docs/benchmarks.json -chart docs/benchmarks.svg
 
 demo: all
 	sh tests/demo.sh

@@ -1,6 +1,6 @@
 // Command bench compares user-mode network translators on one machine.
 //
-//	go run ./tests/bench [-ours ./pasta] [-cases tcp-out,slow] [-runs 3] [-secs 2] [-json FILE] [-markdown]
+//	go run ./tests/bench [-ours ./pasta] [-cases tcp-out,slow] [-runs 3] [-secs 2] [-json FILE [-chart FILE]] [-markdown]
 //
 // It makes its own namespaces (package bed), connects one through each implementation in
 // turn, within each round and for each case, and prints the median over the rounds, the
@@ -39,6 +39,7 @@ type options struct {
 	runs     int
 	length   time.Duration
 	json     string
+	chart    string
 	markdown bool
 	list     bool
 }
@@ -69,11 +70,18 @@ func run() (int, error) {
 	flag.IntVar(&o.runs, "runs", 3, "rounds")
 	secs := flag.Float64("secs", 2, "`seconds` of measurement a case")
 	flag.StringVar(&o.json, "json", "", "write all figures to this `file` as well")
+	flag.StringVar(&o.chart, "chart", "", "draw the headline figures to this SVG `file`; needs -json, and measures nothing if -cases is \"none\"")
 	flag.BoolVar(&o.markdown, "markdown", false, "print a Markdown table")
 	flag.BoolVar(&o.list, "list", false, "print the names of the cases and stop")
 	flag.Parse()
 	o.length = time.Duration(*secs * float64(time.Second))
 
+	if o.chart != "" && o.prefixes == "none" {
+		if err := drawChart(o.json, o.chart); err != nil {
+			return 1, err
+		}
+		return 0, nil
+	}
 	chosen, err := choose(o)
 	if err != nil || o.list {
 		for _, c := range chosen {
@@ -94,6 +102,9 @@ func run() (int, error) {
 		}
 	}
 	inside, status, err := bed.Isolate(env...)
+	if !inside && err == nil && status == 0 && o.chart != "" {
+		err = drawChart(o.json, o.chart)
+	}
 	if !inside || err != nil {
 		return status, err
 	}

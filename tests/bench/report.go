@@ -193,5 +193,5 @@ func (t *table) write(w io.Writer, markdown bool) error {
 func (t *table) json(w io.Writer, about string, took time.Duration) error {
 	e := json.NewEncoder(w)
 	e.SetIndent("", "  ")
-	return e.Encode(map[string]any{"about": about, "seconds": took.Seconds(), "rows": t.rows})
+	return e.Encode(results{about, took.Seconds(), t.rows})
 }
