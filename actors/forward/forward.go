@@ -68,6 +68,7 @@ type Forwarder struct {
 	cfg   Config
 	sides [2]*side // Namespace is nil if the guest is none
 	scans [2]*ports.Scanner
+	files int // that the process may have open, asked once: the sandbox does not let it ask again
 	limit int // most listeners, of both sides
 
 	Spent    flow.Bound // how often there was no descriptor or memory for what wanted to come in
@@ -97,7 +98,8 @@ var (
 
 // New returns a forwarder without rules. The caller runs or closes it.
 func New(cfg Config) (*Forwarder, error) {
-	f := &Forwarder{cfg: cfg, limit: listenerLimit()}
+	files := openFiles()
+	f := &Forwarder{cfg: cfg, files: files, limit: listenerLimit(files)}
 	here := func(fn func() error) error { return fn() }
 	var err error
 	if f.sides[Host], err = newSide(f, Host, here); err != nil {
@@ -130,9 +132,8 @@ func (f *Forwarder) openScans() error {
 	return nil
 }
 
-// listenerLimit is the number of descriptors that listeners may have: the rest is for flows.
-func listenerLimit() int {
-	files := openFiles()
+// listenerLimit is how many of a number of descriptors listeners may have: the rest is for flows.
+func listenerLimit(files int) int {
 	return files - min(max(files/8, 64), 4096)
 }
 
@@ -145,9 +146,9 @@ func openFiles() int {
 }
 
 // LimitText says what a user can do when descriptors run out.
-func LimitText() string {
+func (f *Forwarder) LimitText() string {
 	return fmt.Sprintf("Each port takes an open file: of %d (RLIMIT_NOFILE), %d can be ports. Raise the limit or forward fewer ports",
-		openFiles(), listenerLimit())
+		f.files, f.limit)
 }
 
 // from is the side on which connections of a direction are listened for, and to the one they lead to.

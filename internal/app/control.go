@@ -85,6 +85,6 @@ type controlled struct {
 // Replace implements pesto.Forwarding.
 func (c controlled) Replace(inbound, outbound []config.Rule) error {
 	failures, err := c.Forwarder.Replace(inbound, outbound)
-	report(failures, err, c.log)
+	report(c.Forwarder, failures, err, c.log)
 	return err
 }

@@ -110,7 +110,7 @@ func listen(cfg *config.Config, host *autodetect.Host, env *process.Env, table *
 			continue
 		}
 		failures, err := p.takeOver(config.Direction(dir), list, log)
-		report(failures, err, log)
+		report(p.Forwarder, failures, err, log)
 		if err != nil {
 			p.Close()
 			return nil, err
@@ -158,7 +158,7 @@ func (p *ports) together(ctx context.Context, run func(context.Context) error) e
 
 // report says which ports could not be had, and what to do about a want of descriptors. err is why
 // that is fatal, if it is.
-func report(failures []forward.Failure, err error, log *zap.Logger) {
+func report(f *forward.Forwarder, failures []forward.Failure, err error, log *zap.Logger) {
 	say := log.Warn
 	if err != nil {
 		say = log.Error
@@ -169,7 +169,7 @@ func report(failures []forward.Failure, err error, log *zap.Logger) {
 		spent = spent || errors.Is(failures[i].Err, unix.EMFILE)
 	}
 	if spent {
-		say(forward.LimitText())
+		say(f.LimitText())
 	}
 }
 

@@ -18,6 +18,8 @@ import (
 	"testing"
 	"time"
 
+	"fusilli/internal/process"
+	"fusilli/internal/sandbox"
 	"fusilli/tests/bed"
 )
 
@@ -52,6 +54,10 @@ func run(m *testing.M) int {
 			return fail(err)
 		}
 		env = append(env, "FUSILLI_BIN="+path)
+	}
+	if bed.Outside() && os.Getenv(process.FilterVariable) == "" {
+		// A call that the filter forbids shows where it was made: the program dies with its stacks.
+		env = append(env, process.FilterVariable+"="+string(sandbox.Trap))
 	}
 	inside, status, err := bed.Isolate(env...)
 	if err != nil {
@@ -173,10 +179,21 @@ func (c *connection) end(t *testing.T) {
 	}
 	if said := c.proc.Stderr(); said != "" {
 		t.Logf("standard error: %s", said)
-		if strings.Contains(said, "DATA RACE") || strings.Contains(said, "panic") {
+		if faulty(said) {
 			t.Error("the translator has a fault")
 		}
 	}
+}
+
+// faulty reports whether what a program has said shows a fault: a data race, a panic, or a system call
+// that its filter forbids.
+func faulty(said string) bool {
+	for _, mark := range []string{"DATA RACE", "panic", "SIGSYS"} {
+		if strings.Contains(said, mark) {
+			return true
+		}
+	}
+	return false
 }
 
 // usage is what the translator has in use.

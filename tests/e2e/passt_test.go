@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -32,8 +33,15 @@ func asPasst(t *testing.T) string {
 // passt starts passt in the foreground and waits until it is ready. It must end with status 0.
 func passt(t *testing.T, b *bed.Bed, files []*os.File, args ...string) *bed.Process {
 	t.Helper()
+	return passtBy(t, b, nil, files, args...)
+}
+
+// passtBy is passt, started by the command by, which executes its arguments.
+func passtBy(t *testing.T, b *bed.Bed, by []string, files []*os.File, args ...string) *bed.Process {
+	t.Helper()
 	pid := filepath.Join(scratch(t), "pid")
-	cmd := exec.Command(asPasst(t), append([]string{"-f", "-P", pid}, args...)...)
+	argv := append(slices.Clone(by), append([]string{asPasst(t), "-f", "-P", pid}, args...)...)
+	cmd := exec.Command(argv[0], argv[1:]...)
 	cmd.ExtraFiles = files
 	p, err := b.Host.Spawn(bed.Nobody, cmd)
 	if err != nil {
@@ -43,7 +51,7 @@ func passt(t *testing.T, b *bed.Bed, files []*os.File, args ...string) *bed.Proc
 		if status := p.Stop(limit); status != 0 {
 			t.Errorf("status %d, want 0: %s", status, p.Stderr())
 		}
-		if s := p.Stderr(); strings.Contains(s, "DATA RACE") || strings.Contains(s, "panic") {
+		if s := p.Stderr(); faulty(s) {
 			t.Errorf("passt has a fault: %s", s)
 		}
 	})

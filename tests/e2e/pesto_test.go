@@ -346,3 +346,20 @@ func TestSplicedPortsChange(t *testing.T) {
 	greeted(t, b.Host, "127.0.0.1:1100", "")
 	greeted(t, c.target.NS, "127.0.0.1:3100", "")
 }
+
+// A table of more ports than there are descriptors is served as far as they go, with what to do about the
+// rest. The translator goes on.
+func TestPortsBeyondDescriptors(t *testing.T) {
+	t.Parallel()
+	b := newBed(t, defaultBed)
+	dir := scratch(t)
+	s := &ctl{b, filepath.Join(dir, "ctl")}
+	p := passtBy(t, b, []string{"prlimit", "--nofile=300:300"}, nil, "-4", "-c", s.path, "-s", filepath.Join(dir, "socket"), "-t", "1100")
+	s.pesto(t, "-t", "10000-10999")
+	said(t, p, "Each port takes an open file: of 300 (RLIMIT_NOFILE), 236 can be ports. Raise the limit or forward fewer ports\n", 1)
+	said(t, p, "Too many open files\n", 1)
+	s.lists(t, "  HOST", "    TCP [*]:10000-10999  =>  10000-10999 ")
+	h := plugIn(t, filepath.Join(dir, "socket"))
+	h.Write(question())
+	h.answered()
+}
