@@ -200,6 +200,7 @@ func lines(t *Table) []string {
 func TestRules(t *testing.T) {
 	without := func(change func(*Env)) Env { e := everything; change(&e); return e }
 	noBind := without(func(e *Env) { e.BindToDevice = false })
+	only4, only6 := without(func(e *Env) { e.IPv6 = false }), without(func(e *Env) { e.IPv4 = false })
 	fallback := func(opt string) []string {
 		return []string{"SO_BINDTODEVICE unavailable, forwarding only 127.0.0.1 and ::1 for '" + opt + "'"}
 	}
@@ -251,6 +252,13 @@ func TestRules(t *testing.T) {
 			[]string{"TCP [192.0.2.1]:22  =>  22 ", "TCP [192.0.2.2]:22  =>  22 "}, nil},
 		{"same port, other family", "-t 0.0.0.0/22 -t ::1/22 -t 192.0.2.1/23", everything,
 			[]string{"TCP [0.0.0.0]:22  =>  22 ", "TCP [::1]:22  =>  22 ", "TCP [192.0.2.1]:23  =>  23 "}, nil},
+		{"IPv4 only", "-t 22 -u */53 -T 80 -U 81", only4, []string{"TCP [0.0.0.0]:22  =>  22 ", "UDP [0.0.0.0]:53  =>  53 ",
+			"out TCP [0.0.0.0]%lo:80  =>  80 ", "out UDP [0.0.0.0]%lo:81  =>  81 "}, nil},
+		{"IPv6 only", "-t 22 -T auto,~9-65535", only6,
+			[]string{"TCP [::]:22  =>  22 ", "out TCP [::]%lo:1-8  =>  1-8  (best effort) (auto-scan)"}, nil},
+		{"target address, IPv4 only", "-t 5:192.0.2.5/6 -u all:192.0.2.6,~9-65535", only4,
+			[]string{"TCP [0.0.0.0]:5  =>  192.0.2.5:6 ", "UDP [0.0.0.0]:1-8  =>  192.0.2.6:1-8  (best effort)"}, nil},
+		{"target address, IPv6 only", "-t 5:[2001:db8::5]/6", only6, []string{"TCP [::]:5  =>  [2001:db8::5]:6 "}, nil},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			got, err := Rules(specs(t, tt.specs), tt.env)
@@ -312,6 +320,10 @@ func TestRulesErrors(t *testing.T) {
 		{"families differ", "-t 127.0.0.1/5:2001:db8::5", everything,
 			"Unable to add rule TCP [127.0.0.1]:5  =>  [2001:db8::5]:5 ",
 			[]string{"Forward from 127.0.0.1 (IPv4) to 2001:db8::5 (IPv6) unsupported"}},
+		{"target address of the other family", "-t 5:192.0.2.5/6", without(func(e *Env) { e.IPv4 = false }),
+			"Unable to add rule TCP [::]:5  =>  192.0.2.5:6 ", []string{"Forward from :: (IPv6) to 192.0.2.5 (IPv4) unsupported"}},
+		{"twice, IPv4 only", "-t 22 -t 0.0.0.0/22", without(func(e *Env) { e.IPv6 = false }),
+			"Unable to add rule TCP [0.0.0.0]:22  =>  22 ", conflict("TCP [0.0.0.0]:22  =>  22 ", "TCP [0.0.0.0]:22  =>  22 ")},
 		{"twice", "-t 22 -t 22", everything, "Unable to add rule TCP [*]:22  =>  22 ",
 			conflict("TCP [*]:22  =>  22 ", "TCP [*]:22  =>  22 ")},
 		{"twice in one", "-t 80,80", everything, "Unable to add rule TCP [*]:80  =>  80 ",
@@ -514,6 +526,16 @@ func TestAddedRules(t *testing.T) {
 	}
 	if err := table.Add(Outbound, everything, rule(80)); err != nil {
 		t.Error(err)
+	}
+	for _, only := range []struct {
+		v4, v6 bool
+		want   string
+	}{{true, false, "TCP [0.0.0.0]:90  =>  90 "}, {false, true, "TCP [::]:90  =>  90 "}} {
+		env, table := everything, &Table{}
+		env.IPv4, env.IPv6 = only.v4, only.v6
+		if err := table.Add(Inbound, env, rule(90)); err != nil || table.Inbound[0].String() != only.want {
+			t.Errorf("%v, %v, want %s", table.Inbound, err, only.want)
+		}
 	}
 	if len(table.Inbound) != 3 || len(table.Outbound) != 2 {
 		t.Errorf("%v, %v", table.Inbound, table.Outbound)

@@ -16,6 +16,19 @@ type Rule struct {
 	Scan     bool       // listen only while the same port is bound on the other side
 }
 
+// within returns r as it is with the IP versions of env: where there is one only, all addresses are
+// those of that one.
+func (r Rule) within(env Env) Rule {
+	switch {
+	case r.Listen.IsValid() || env.IPv4 == env.IPv6:
+	case env.IPv4:
+		r.Listen = netip.IPv4Unspecified()
+	default:
+		r.Listen = netip.IPv6Unspecified()
+	}
+	return r
+}
+
 // String is the form that logs and pesto show. Its blanks are part of it.
 func (r Rule) String() string {
 	listen := "*"
@@ -89,10 +102,12 @@ func (t *Table) Apply(s *PortSpec, env Env) error {
 }
 
 // Add adds rules that come from elsewhere, which have to pass the checks of those that specifiers make.
+// A rule for all addresses of both IP versions becomes one for those of the only one that is enabled.
 // The error is as that of Apply.
 func (t *Table) Add(dir Direction, env Env, rules ...Rule) error {
 	list := t.list(dir)
 	for _, r := range rules {
+		r = r.within(env)
 		if r.IfName != "" && !env.BindToDevice {
 			t.warn("Device binding unsupported (requires kernel 5.7+)")
 			return &Error{Text: "Unable to add rule " + r.String(), Warnings: t.Warnings}
@@ -130,6 +145,7 @@ func (t *Table) add(s *PortSpec, env Env) *Error {
 	for _, r := range t.listening(s, env) {
 		for _, m := range s.maps(env.Ephemeral) {
 			r.Ports, r.To, r.Target = m.Ports, m.To, m.Target
+			r = r.within(env)
 			if !t.accept(r, s.Direction, env) {
 				return errorf("Unable to add rule %s", r)
 			}
