@@ -52,7 +52,7 @@ Options act in the order in which they are given:
   -C, --clear PIF	remove all from HOST (-t and -u) or SPLICE (-T and -U)
 
   -s, --show	show what there was, and what there is then
-    default: show what there is if nothing is to be changed
+    default: without --add, --delete, --clear or ports, show what there is
   -d, --debug	say what happens
   -h, --help	show this text and exit
       --version	show the version and exit
@@ -113,7 +113,7 @@ func written(err error, fail func(error) int) int {
 
 // client is one run of the program.
 type client struct {
-	steps  []config.Given // what changes something
+	steps  []config.Given // what changes something, or says how
 	show   bool
 	debug  bool
 	stdout io.Writer
@@ -144,17 +144,17 @@ func (c *client) run(path string) error {
 	for _, t := range tables {
 		c.say("Table %s: %d rules, capabilities %#x", t.Name, len(t.Rules), uint32(t.Caps))
 	}
-	changed, asked, err := edit(tables, c.steps, func(line string) { fmt.Fprintln(c.stderr, line) })
-	if err != nil {
-		return err
-	}
-	if !asked {
+	if len(c.steps) == 0 {
 		return c.print("passt/pasta configuration", path, tables)
 	}
-	if c.show {
+	if c.show { // whatever becomes of the steps
 		if err := c.print("Previous configuration", path, tables); err != nil {
 			return err
 		}
+	}
+	changed, err := edit(tables, c.steps, func(line string) { fmt.Fprintln(c.stderr, line) })
+	if err != nil {
+		return err
 	}
 	if _, err := conn.Write(appendUpdate(nil, changed)); err != nil {
 		return process.Failf("Failed to send configuration to %s: %s", path, process.Reason(err))

@@ -22,25 +22,24 @@ type editor struct {
 	tables  []Table
 	mode    mode
 	cleared map[string]bool // tables that a specifier has cleared
-	asked   bool            // something was to be changed
 
 	warn      func(line string)
 	ephemeral func() config.PortRange
 }
 
-// edit does steps, options of the command line, with a copy of tables. It also returns whether any of them
-// is to change something. warn is told what the user should know if there is no error.
-func edit(tables []Table, steps []config.Given, warn func(line string)) (changed []Table, asked bool, err error) {
+// edit does steps, options of the command line, with a copy of tables. warn is told what the user should
+// know if there is no error.
+func edit(tables []Table, steps []config.Given, warn func(line string)) (changed []Table, err error) {
 	e := editor{tables: slices.Clone(tables), cleared: make(map[string]bool), warn: warn, ephemeral: sync.OnceValue(ephemeral)}
 	for i := range e.tables {
 		e.tables[i].Rules = slices.Clone(e.tables[i].Rules)
 	}
 	for _, step := range steps {
 		if err := e.do(step); err != nil {
-			return nil, true, err
+			return nil, err
 		}
 	}
-	return e.tables, e.asked, nil
+	return e.tables, nil
 }
 
 func (e *editor) do(step config.Given) error {
@@ -50,7 +49,6 @@ func (e *editor) do(step config.Given) error {
 	case "delete":
 		e.mode = deleting
 	case "clear":
-		e.asked = true
 		t := e.table(step.Value)
 		if t == nil {
 			return process.Failf("Unsupported pif name %s", step.Value)
@@ -79,7 +77,6 @@ func (e *editor) table(name string) *Table {
 
 // ports does what one specifier asks for.
 func (e *editor) ports(value string, proto config.Protocol, dir config.Direction) error {
-	e.asked = true
 	name := hostName
 	if dir == config.Outbound {
 		name = spliceName

@@ -71,6 +71,13 @@ func newServer(t *testing.T, passt bool) *service {
 func serve(t *testing.T, passt bool) *service {
 	t.Helper()
 	s := newServer(t, passt)
+	s.listen(t)
+	return s
+}
+
+// listen serves at s.path, until the test ends.
+func (s *service) listen(t *testing.T) {
+	t.Helper()
 	s.path = filepath.Join(t.TempDir(), "socket")
 	l, err := net.Listen("unix", s.path)
 	if err != nil {
@@ -83,7 +90,6 @@ func serve(t *testing.T, passt bool) *service {
 		cancel()
 		served.Wait()
 	})
-	return s
 }
 
 // said returns what was logged, without the PIDs.
@@ -115,6 +121,13 @@ func TestClientAndServer(t *testing.T) {
 		{name: "show, passt", passt: true, args: "-s", out: "passt/pasta configuration (PATH)\n" + initial, log: []string{accepted}},
 		{name: "add, and show", passt: true, args: "-s -A -t 81", out: "Previous configuration (PATH)\n" + initial + "Updated configuration (PATH)\n" + initial + "    TCP [*]:81  =>  81 \n",
 			log: []string{accepted, "info: New forwarding rules for HOST:", "info:     TCP [*]:80  =>  80 ", "info:     UDP [*]:53  =>  53 ", "info:     TCP [*]:81  =>  81 "}},
+		{name: "a mode alone changes nothing, and shows nothing", args: "-A",
+			log: []string{accepted, "info: New forwarding rules for HOST:", "info:     TCP [*]:80  =>  80 ", "info:     UDP [*]:53  =>  53 ",
+				"info: New forwarding rules for SPLICE:", "info:     TCP [*]%lo:70  =>  70 "}},
+		{name: "a mode alone, and show", passt: true, args: "-s -D", out: "Previous configuration (PATH)\n" + initial + "Updated configuration (PATH)\n" + initial,
+			log: []string{accepted, "info: New forwarding rules for HOST:", "info:     TCP [*]:80  =>  80 ", "info:     UDP [*]:53  =>  53 "}},
+		{name: "show, and a wrong step", passt: true, args: "-A -t 81 -t x -s", status: 1, out: "Previous configuration (PATH)\n" + initial,
+			err: "Invalid port specifier 'x'\n", log: []string{accepted}},
 		{name: "replace", args: "-T none",
 			log: []string{accepted, "info: New forwarding rules for HOST:", "info:     TCP [*]:80  =>  80 ", "info:     UDP [*]:53  =>  53 ", "info: New forwarding rules for SPLICE:"}},
 		{name: "ports that cannot be had", args: "-t 7", fail: errors.New("Couldn't listen on requested ports"),
@@ -180,10 +193,13 @@ func TestInvalidUpdateChangesNothing(t *testing.T) {
 		b     []byte
 		log   []string
 	}{
-		{"unknown table", false, []byte{2, 0, 0, 0, 0, 0}, []string{"table 2 is not known or comes twice"}},
-		{"a table of the other mode", true, appendUpdate(nil, []Table{table(3, "-T 80")}), []string{"table 3 is not known or comes twice"}},
+		{"unknown table", false, []byte{2, 0, 0, 0, 0, 0}, []string{"table 2 is not known"}},
+		{"a table of the other mode", true, appendUpdate(nil, []Table{table(3, "-T 80")}), []string{"table 3 is not known"}},
 		{"scanning in passt", true, scan, []string{"'auto' port forwarding is only allowed for pasta"}},
 		{"the second is wrong", false, append(appendUpdate(nil, []Table{table(1, "-t 1")})[:5+ruleSize], 3, 0, 0, 1, 0), []string{"256 rules, more than 255"}},
+		{"parts with too much together", false, slices.Concat(appendUpdate(nil, []Table{table(1, "-t 1")})[:5+ruleSize], []byte{1, 0, 0, 0, 255}), []string{"256 rules, more than 255"}},
+		{"parts in conflict", false, slices.Concat(appendUpdate(nil, []Table{table(1, "-t 1")})[:5+ruleSize], appendUpdate(nil, []Table{table(1, "-t 1")})), []string{
+			"Forwarding configuration conflict: TCP [*]:1  =>  1  versus TCP [*]:1  =>  1 ", "Unable to add rule TCP [*]:1  =>  1 "}},
 		{"it breaks off", false, appendUpdate(nil, []Table{table(1, "-t 1")})[:5+ruleSize], []string{"unexpected EOF"}},
 		{"a conflict", false, appendUpdate(nil, []Table{{ID: 1, Rules: twice}}), []string{
 			"Forwarding configuration conflict: TCP [0.0.0.0]:1  =>  1  versus TCP [*]:1  =>  1 ", "Unable to add rule TCP [0.0.0.0]:1  =>  1 "}},
@@ -221,6 +237,38 @@ func TestInvalidUpdateChangesNothing(t *testing.T) {
 				t.Errorf("rules %v", got)
 			}
 		})
+	}
+}
+
+// A table may come in parts, also with others in between, and an empty one among them.
+func TestTableInParts(t *testing.T) {
+	s := serve(t, false)
+	part := func(id uint8, specs ...string) Table { return Table{ID: id, Rules: rules(t, specs...)} }
+	talk(t, s.path, appendUpdate(nil, []Table{part(1, "-t 1", "-u 2"), part(3, "-T 3"), part(1, "-t 4"), part(3), part(3, "-U 5")}))
+	got := [][]string{texts(s.List(config.Inbound)), texts(s.List(config.Outbound))}
+	want := [][]string{texts(rules(t, "-t 1", "-u 2", "-t 4")), texts(rules(t, "-T 3", "-U 5"))}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// Where there is one IP version, all addresses are those of it, however a client says that.
+func TestOneFamily(t *testing.T) {
+	s := newServer(t, false)
+	s.Env.IPv6 = false
+	s.listen(t)
+	both := Table{ID: 1, Rules: rules(t, "-t 1")}
+	talk(t, s.path, appendUpdate(nil, []Table{both}))
+	if got := texts(s.List(config.Inbound)); !slices.Equal(got, []string{"TCP [0.0.0.0]:1  =>  1 "}) {
+		t.Errorf("rules %v", got)
+	}
+	var out bytes.Buffer
+	if status := Main([]string{"pesto", "-s", "-D", "-t", "1", "-A", "-t", "2", s.path}, &out, &out, "1"); status != 0 ||
+		!strings.HasSuffix(out.String(), "\n  HOST\n    TCP [0.0.0.0]:2  =>  2 \n  SPLICE\n") {
+		t.Errorf("status %d: %s", status, out.String())
+	}
+	if got := texts(s.List(config.Inbound)); !slices.Equal(got, []string{"TCP [0.0.0.0]:2  =>  2 "}) {
+		t.Errorf("rules %v", got)
 	}
 }
 

@@ -181,7 +181,7 @@ func readGreeting(r io.Reader) ([]Table, error) {
 		if t.Name, ok = nameIn(b[:nameSize]); !ok || t.Name == "" {
 			return nil, fmt.Errorf("invalid name of table %d", id)
 		}
-		if t.Rules, err = readRules(r); err != nil {
+		if t.Rules, err = readRules(r, 0); err != nil {
 			return nil, err
 		}
 		tables = append(tables, t)
@@ -189,16 +189,16 @@ func readGreeting(r io.Reader) ([]Table, error) {
 }
 
 // readUpdate reads an answer to a greeting with the tables offered and returns those with the rules asked
-// for. io.EOF means that the client asks for nothing.
+// for. A table that comes in parts has the rules of all of them. io.EOF means that the client asks for
+// nothing.
 func readUpdate(r io.Reader, offered []Table) ([]Table, error) {
 	tables := make([]Table, len(offered))
 	for i, t := range offered {
 		tables[i] = Table{ID: t.ID, Name: t.Name, Caps: t.Caps}
 	}
-	seen := make(map[uint8]bool, len(tables))
-	for {
+	for begun := false; ; begun = true {
 		id, err := readID(r)
-		if err == io.EOF && len(seen) > 0 {
+		if err == io.EOF && begun {
 			err = io.ErrUnexpectedEOF
 		}
 		if err != nil {
@@ -208,13 +208,14 @@ func readUpdate(r io.Reader, offered []Table) ([]Table, error) {
 			return tables, nil
 		}
 		t := find(tables, id)
-		if t == nil || seen[id] {
-			return nil, fmt.Errorf("table %d is not known or comes twice", id)
+		if t == nil {
+			return nil, fmt.Errorf("table %d is not known", id)
 		}
-		seen[id] = true
-		if t.Rules, err = readRules(r); err != nil {
+		rules, err := readRules(r, len(t.Rules))
+		if err != nil {
 			return nil, err
 		}
+		t.Rules = append(t.Rules, rules...)
 	}
 }
 
@@ -233,15 +234,15 @@ func readID(r io.Reader) (uint8, error) {
 	return b[0], err
 }
 
-// readRules reads how many rules there are, and then them.
-func readRules(r io.Reader) ([]config.Rule, error) {
+// readRules reads how many rules there are, and then them. The table has so many already.
+func readRules(r io.Reader, already int) ([]config.Rule, error) {
 	var b [ruleSize]byte
 	if _, err := io.ReadFull(r, b[:4]); err != nil {
 		return nil, incomplete(err)
 	}
 	n := binary.BigEndian.Uint32(b[:])
-	if n > config.MaxRules {
-		return nil, fmt.Errorf("%d rules, more than %d", n, config.MaxRules)
+	if n > uint32(config.MaxRules-already) {
+		return nil, fmt.Errorf("%d rules, more than %d", uint64(n)+uint64(already), config.MaxRules)
 	}
 	rules := make([]config.Rule, n)
 	for i := range rules {

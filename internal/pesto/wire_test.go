@@ -156,10 +156,8 @@ func TestRefused(t *testing.T) {
 			t.Errorf("%s: %v, %v; want %v", tt.name, got, err, tt.want)
 		}
 	}
-	for name, b := range map[string][]byte{"unknown table": {2, 0, 0, 0, 0, 0}, "a table twice": {1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0}} {
-		if got, err := readUpdate(bytes.NewReader(b), tables); err == nil {
-			t.Errorf("%s: %v", name, got)
-		}
+	if got, err := readUpdate(bytes.NewReader([]byte{2, 0, 0, 0, 0, 0}), tables); err == nil {
+		t.Errorf("unknown table: %v", got)
 	}
 	if got, err := readUpdate(bytes.NewReader([]byte{0}), tables); err != nil || len(got) != 2 || len(got[0].Rules) != 0 {
 		t.Errorf("no table: %v, %v; want them empty", got, err)

@@ -206,7 +206,7 @@ func TestInvalidUpdate(t *testing.T) {
 		"half of a rule":   tcpRule(1200)[:30],
 		"no end":           tcpRule(1200)[:len(tcpRule(1200))-1],
 		"port 0":           port0,
-		"a table twice":    append(tcpRule(1200)[:len(tcpRule(1200))-1], tcpRule(1201)...),
+		"a rule twice":     append(tcpRule(1200)[:len(tcpRule(1200))-1], tcpRule(1200)...),
 		"then another one": append(tcpRule(1200)[:len(tcpRule(1200))-1], 3, 0, 0, 0, 1),
 	} {
 		conn := s.client(t)
@@ -327,7 +327,7 @@ func TestPortsOfPasstChange(t *testing.T) {
 	s.pesto(t, "-D", "-t", "1100:80", "-u", "1100:81")
 	s.lists(t, "  HOST")
 	greeted(t, b.Far, bed.HostAddr4+":1100", "")
-	said(t, p, "New forwarding rules for HOST:\n    TCP [*]:1100  =>  80 \n    UDP [*]:1100  =>  81 \n", 1)
+	said(t, p, "New forwarding rules for HOST:\n    TCP [0.0.0.0]:1100  =>  80 \n    UDP [0.0.0.0]:1100  =>  81 \n", 1)
 	said(t, p, "Accepted configuration client, PID ", 4)
 }
 
