@@ -30,10 +30,12 @@ func portRules(cfg *config.Config, host *autodetect.Host, env *process.Env, log 
 		log.Warn("Couldn't read the range of ephemeral ports, assuming " + config.DefaultEphemeral.String())
 	}
 	table, err := config.Rules(cfg.Ports, ruleEnv(cfg, host))
-	var refused *config.Error
-	if errors.As(err, &refused) {
-		for _, w := range refused.Warnings {
-			log.Warn(w)
+	if err != nil {
+		var refused *config.Error
+		if errors.As(err, &refused) {
+			for _, w := range refused.Warnings {
+				log.Warn(w)
+			}
 		}
 		return nil, err
 	}
