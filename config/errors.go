@@ -12,12 +12,15 @@ type Error struct {
 func (e *Error) Error() string { return e.Text }
 
 // UsageError is a word that is no option, or an option without its value. The program
-// prints Warnings, Text and then the help text of Mode, all on standard error, and ends with
-// status 1.
+// prints Warnings, Text, the Suggestion and how to see the help, all on standard error, and ends
+// with status 1.
 type UsageError struct {
-	Text     string   // one line, beginning with argv[0], without a newline
-	Mode     Mode     // whose help to show
-	Warnings []string // what was to be said before, one line each
+	Text       string   // one line, beginning with argv[0], without a newline
+	Suggestion string   // an option of Mode that is spelled nearly the same, with dashes; empty: none
+	Mode       Mode     // whose help would tell more
+	Warnings   []string // what was to be said before, one line each
+
+	unknown string // the long option that does not exist, without dashes
 }
 
 func (e *UsageError) Error() string { return e.Text }

@@ -112,7 +112,9 @@ func (g *getopt) find(name, word string) (*option, error) {
 	}
 	switch len(found) {
 	case 0:
-		return nil, g.fail("unrecognized option '--%s'", word)
+		err := g.fail("unrecognized option '--%s'", word)
+		err.unknown = name
+		return nil, err
 	case 1:
 		return found[0], nil
 	}
@@ -158,6 +160,6 @@ func (g *getopt) put(o *option, value string) {
 	g.out = append(g.out, "--"+o.name()+"="+value)
 }
 
-func (g *getopt) fail(format string, args ...any) error {
+func (g *getopt) fail(format string, args ...any) *UsageError {
 	return &UsageError{Text: g.argv0 + ": " + fmt.Sprintf(format, args...)}
 }

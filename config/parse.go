@@ -122,6 +122,7 @@ func (p *parser) explain(err error) error {
 	var usage *UsageError
 	if errors.As(err, &usage) {
 		usage.Mode, usage.Warnings = p.cfg.Mode, p.cfg.Warnings
+		usage.Suggestion = nearest(usage.unknown, p.cfg.Mode)
 	}
 	var plain *Error
 	if errors.As(err, &plain) {

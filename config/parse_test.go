@@ -538,8 +538,18 @@ func TestUsageError(t *testing.T) {
 		if !errors.As(err, &usage) {
 			t.Fatalf("%s: %v", tt.argv, err)
 		}
-		if diff := cmp.Diff(&tt.want, usage); diff != "" {
+		if diff := cmp.Diff(&tt.want, usage, cmpopts.IgnoreUnexported(UsageError{})); diff != "" {
 			t.Errorf("%s: %s", tt.argv, diff)
+		}
+	}
+	for argv, want := range map[string]string{
+		"pasta --confg-net": "--config-net", "pasta --dns-forwrad 192.0.2.1": "--dns-forward", "passt --confg-net": "",
+		"passt --on-off": "--one-off", "pasta --qiuet": "--quiet", "pasta --x": "", "pasta --tcpports 1": "--tcp-ports", "pasta -Z": "",
+	} {
+		_, err := Parse(strings.Fields(argv))
+		var usage *UsageError
+		if !errors.As(err, &usage) || usage.Suggestion != want {
+			t.Errorf("%s: %+v, want %q suggested", argv, usage, want)
 		}
 	}
 	_, err := Parse([]string{"pasta", "-e", "-m", "x"})

@@ -74,8 +74,10 @@ func refuse(err error) int {
 	if errors.As(err, &usage) {
 		warn(usage.Warnings)
 		fail(err.Error())
-		config.Help(os.Stderr, usage.Mode, os.Args[0]) // nowhere else to report to
-		return 1
+		if usage.Suggestion != "" {
+			fail("Did you mean '" + usage.Suggestion + "'?")
+		}
+		return fail("Try '" + os.Args[0] + " --help' for all options.")
 	}
 	var slirpUsage *slirp.UsageError
 	if errors.As(err, &slirpUsage) {

@@ -73,13 +73,13 @@ func Main(argv []string, stdout, stderr io.Writer, version string) int {
 	if len(argv) == 0 {
 		return fail(process.Failf("Cannot determine argv[0]"))
 	}
-	usage := fmt.Sprintf("Usage: %s [OPTION]... PATH\n\n%s", argv[0], help)
+	usage := fmt.Sprintf("Usage: %s [OPTION]... PATH\n", argv[0])
 	given, operands, err := config.Getopt(flags, argv[0], argv[1:])
 	c := client{stdout: stdout, stderr: stderr}
 	for _, g := range given {
 		switch g.Long {
 		case "help":
-			_, err := io.WriteString(stdout, usage)
+			_, err := io.WriteString(stdout, usage+"\n"+help)
 			return written(err, fail)
 		case "version":
 			return written(config.ProgramVersion(stdout, "pesto", version), fail)
@@ -97,10 +97,11 @@ func Main(argv []string, stdout, stderr io.Writer, version string) int {
 		}
 		return 0
 	}
-	if err != nil {
-		fail(err)
+	if err == nil {
+		err = errors.New(strings.TrimSuffix(usage, "\n"))
 	}
-	io.WriteString(stderr, usage) // nowhere else to report to
+	fail(err)
+	fmt.Fprintf(stderr, "Try '%s --help' for all options.\n", argv[0])
 	return 1
 }
 

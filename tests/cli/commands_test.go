@@ -21,12 +21,13 @@ import (
 //	status N PROGRAM ARGS...      run PROGRAM on the host as the unprivileged user; it must end with status N
 //	asroot N PROGRAM ARGS...      the same as root
 //	refused PROGRAM FILE          each line "ARGS => TEXT" of FILE: status 1, TEXT alone on standard error
-//	misused PROGRAM FILE          each line "ARGS => TEXT": status 1, "PROGRAM: TEXT" and the help on standard error
+//	misused PROGRAM FILE          each line "ARGS => TEXT": status 1, "PROGRAM: TEXT" and how to see the help on standard error
 //	understood PROGRAM FILE       each line ARGS, followed by --version: status 0, and that is all it does
 //	target VAR                    make a user and network namespace; VAR is the PID of its process
 //	leave PID                     end that process, and so the namespace
 //	inside PID PROGRAM ARGS...    run PROGRAM in the namespaces of PID
 //	running FILE, ended FILE      the process whose PID is in FILE runs; ends within the limit
+//	logs FILE TEXT                FILE contains TEXT within the limit
 //	signal NAME FILE              send it to that process
 //	ip ARGS...                    run ip as root on the host
 //
@@ -57,6 +58,15 @@ var commands = map[string]func(ts *testscript.TestScript, neg bool, args []strin
 	"running": func(ts *testscript.TestScript, neg bool, args []string) {
 		plain(ts, "running", neg, args, 1)
 		ts.Check(unix.Kill(pidIn(ts, args[0]), 0))
+	},
+	"logs": func(ts *testscript.TestScript, neg bool, args []string) {
+		plain(ts, "logs", neg, args, 2)
+		ctx, cancel := patience()
+		defer cancel()
+		ts.Check(bed.Wait(ctx, "text in "+args[0], func() (bool, error) {
+			log, err := os.ReadFile(ts.MkAbs(args[0]))
+			return strings.Contains(string(log), args[1]), err
+		}))
 	},
 	"ended": func(ts *testscript.TestScript, neg bool, args []string) {
 		plain(ts, "ended", neg, args, 1)
@@ -166,9 +176,10 @@ func refused(ts *testscript.TestScript, neg bool, args []string) {
 
 func misused(ts *testscript.TestScript, neg bool, args []string) {
 	rows(ts, "misused", neg, args, nil, func(status int, out, errs, want string) string {
-		want = args[0] + ": " + want + "\nUsage: " + args[0] + " [OPTION]..."
-		if status != 1 || out != "" || !strings.HasPrefix(errs, want) {
-			return fmt.Sprintf("status %d, standard output %q, standard error %.200q..., want %q...", status, out, errs, want)
+		want = args[0] + ": " + want + "\n"
+		help := "Try '" + args[0] + " --help' for all options.\n"
+		if status != 1 || out != "" || !strings.HasPrefix(errs, want) || !strings.HasSuffix(errs, help) || strings.Count(errs, "\n") > 3 {
+			return fmt.Sprintf("status %d, standard output %q, standard error %q, want %q and %q", status, out, errs, want, help)
 		}
 		return ""
 	})
