@@ -103,3 +103,22 @@ func TestManPagesFormat(t *testing.T) {
 		}
 	}
 }
+
+// Each manual page says what the program reads, leaves behind and complains about.
+func TestManPagesHaveSections(t *testing.T) {
+	pages, err := filepath.Glob(filepath.Join("..", "man", "*.1"))
+	if err != nil || len(pages) < 4 {
+		t.Fatalf("%d manual pages, %v", len(pages), err)
+	}
+	for _, page := range pages {
+		text, err := os.ReadFile(page)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, section := range []string{"EXIT STATUS", "ENVIRONMENT", "FILES", "DIAGNOSTICS"} {
+			if !strings.Contains(string(text), "\n.SH "+section+"\n") {
+				t.Errorf("%s has no section %s", page, section)
+			}
+		}
+	}
+}
