@@ -51,6 +51,7 @@ type Config struct {
 	ChrootFallback bool   // chroot(2) where pivot_root(2) fails
 	Log            Log
 	Capture        string // path of the capture file; empty: none
+	CaptureSize    int64  // bytes at which the capture ends; 0: no limit
 
 	Target Target // Pasta: which namespaces
 	VM     VM     // Passt: how the hypervisor connects

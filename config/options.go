@@ -164,6 +164,10 @@ var options = []option{
 		help: "capture the guest's frames there",
 	},
 	{
+		long: "pcap-size", arg: "BYTES", group: logging, set: setCaptureSize,
+		help: "size at which that capture ends\ndefault: 0, no limit",
+	},
+	{
 		long: "stderr", short: "e", group: logging, set: deprecated("--stderr", nil),
 		help: "ignored, will go",
 	},

@@ -187,6 +187,8 @@ func TestOptions(t *testing.T) {
 		{pasta, "-f --stats 2 --stats 0", on(func(c *Config) *bool { return &c.Foreground })},
 		{pasta, "-P /p", func(c *Config) { c.PIDFile = "/p" }},
 		{pasta, "-p/p", func(c *Config) { c.Capture = "/p" }},
+		{pasta, "--pcap-size 1000000", func(c *Config) { c.CaptureSize = 1000000 }},
+		{pasta, "--pcap-size 0x1000 --pcap-size 0", func(c *Config) {}},
 		{pasta, "-c /p", func(c *Config) { c.ControlPath = "/p" }},
 		{pasta, "-c /p -c none", func(c *Config) {}},
 		{pasta, "-c none -c /p", func(c *Config) { c.ControlPath = "/p" }},
@@ -393,6 +395,8 @@ func TestErrors(t *testing.T) {
 		{"pasta -c " + x(108), "Invalid configuration path: " + x(108)},
 		{"pasta --pcap=", "Invalid pcap path: "},
 		{"pasta -p " + x(4096), "Invalid pcap path: " + x(4096)},
+		{"pasta --pcap-size 1M", "Invalid --pcap-size: 1M, should be a number of bytes, or 0 for no limit"},
+		{"pasta --pcap-size -1", "Invalid --pcap-size: -1, should be a number of bytes, or 0 for no limit"},
 		{"pasta --pid=", "Invalid PID file: "},
 		{"pasta -P " + x(4096), "Invalid PID file: " + x(4096)},
 

@@ -148,6 +148,15 @@ func setLogSize(p *parser, value string) error {
 	return nil
 }
 
+func setCaptureSize(p *parser, value string) error {
+	n, ok := strtoul(value, 0)
+	if !ok || n > math.MaxInt64 {
+		return errorf("Invalid --pcap-size: %s, should be a number of bytes, or 0 for no limit", value)
+	}
+	p.cfg.CaptureSize = int64(n)
+	return nil
+}
+
 func setStats(p *parser, value string) error {
 	n, ok := strtoul(value, 0)
 	if !ok || n > math.MaxInt32 {

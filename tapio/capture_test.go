@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"sync"
@@ -22,9 +23,21 @@ import (
 
 var _ Link = (*captured)(nil)
 
-// packets reads a capture with gopacket and returns its packets, each behind a virtio_net_hdr
+// capture makes c record the frame b.
+func capture(c *Capture, b []byte) { c.add(b, func() error { return nil }) }
+
+// captureAt is capture at another time.
+func captureAt(c *Capture, at time.Time, b []byte) {
+	p := c.prepare(b)
+	defer p.release()
+	if c.claim(p.size()) {
+		c.place(p, at)
+	}
+}
+
+// readCapture reads a capture with gopacket and returns its packets, each behind a virtio_net_hdr
 // without meaning.
-func packets(t *testing.T, file []byte) [][]byte {
+func readCapture(t *testing.T, file []byte) [][]byte {
 	t.Helper()
 	r, err := pcapgo.NewReader(bytes.NewReader(file))
 	if err != nil {
@@ -66,7 +79,7 @@ func TestCaptureHoldsWhatTheGuestSees(t *testing.T) {
 		for _, dir := range []string{"to the guest", "from the guest"} {
 			t.Run(tt.name+" "+dir, func(t *testing.T) {
 				var file bytes.Buffer
-				c := NewCapture(&file, func(err error) { t.Error(err) })
+				c := NewCapture(&file, 0, func(err error) { t.Error(err) })
 				ours, theirs := Pipe(PipeOptions{})
 				link := c.Link(ours)
 				was := bytes.Clone(tt.frame)
@@ -92,7 +105,7 @@ func TestCaptureHoldsWhatTheGuestSees(t *testing.T) {
 				if lost := c.Close(); lost != 0 {
 					t.Errorf("%d frames lost", lost)
 				}
-				got := packets(t, file.Bytes())
+				got := readCapture(t, file.Bytes())
 				if len(got) != len(tt.sizes) {
 					t.Fatalf("%d packets, want %d", len(got), len(tt.sizes))
 				}
@@ -116,7 +129,7 @@ func TestCaptureHoldsWhatTheGuestSees(t *testing.T) {
 // The header of a capture, as libpcap has it: in the machine's byte order, with microseconds.
 func TestCaptureBegins(t *testing.T) {
 	var file bytes.Buffer
-	NewCapture(&file, func(err error) { t.Error(err) }).Close()
+	NewCapture(&file, 0, func(err error) { t.Error(err) }).Close()
 	var h struct {
 		Magic        uint32
 		Major, Minor uint16
@@ -136,11 +149,11 @@ func TestCaptureBegins(t *testing.T) {
 func TestCaptureTellsTheTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var file bytes.Buffer
-		c := NewCapture(&file, func(err error) { t.Error(err) })
+		c := NewCapture(&file, 0, func(err error) { t.Error(err) })
 		start := time.Now()
 		for _, after := range []time.Duration{0, 1500 * time.Millisecond, 1234567 * time.Microsecond} {
 			time.Sleep(after)
-			c.add(numbered(1))
+			capture(c, numbered(1))
 		}
 		c.Close()
 		r, err := pcapgo.NewReader(&file)
@@ -160,12 +173,12 @@ func TestCaptureTellsTheTime(t *testing.T) {
 // back they do too, and stay in the order in which they came.
 func TestCaptureGoesWithTheClock(t *testing.T) {
 	var file bytes.Buffer
-	c := NewCapture(&file, func(err error) { t.Error(err) })
+	c := NewCapture(&file, 0, func(err error) { t.Error(err) })
 	start := time.Now()
 	jumps := []time.Duration{0, time.Hour, -24 * time.Hour, 1500 * time.Microsecond}
 	for i, by := range jumps {
 		// Without a monotonic reading, as the clock would give it then.
-		c.record(start.Round(0).Add(by), numbered(i)[frame.VnetLen:])
+		captureAt(c, start.Round(0).Add(by), numbered(i))
 	}
 	c.Close()
 	r, err := pcapgo.NewReader(bytes.NewReader(file.Bytes()))
@@ -178,7 +191,7 @@ func TestCaptureGoesWithTheClock(t *testing.T) {
 			t.Errorf("packet %d: %v, want %v; %v", i, info.Timestamp, want, err)
 		}
 	}
-	for i, p := range packets(t, file.Bytes()) {
+	for i, p := range readCapture(t, file.Bytes()) {
 		if number(p) != i {
 			t.Errorf("packet %d is %d", i, number(p))
 		}
@@ -200,10 +213,10 @@ func TestCaptureIntoAPipeIsWhole(t *testing.T) {
 	raw.Control(func(fd uintptr) { unix.FcntlInt(fd, unix.F_SETPIPE_SZ, 4096) })
 	const n = 50
 	go func() {
-		c := NewCapture(w, func(err error) { t.Error(err) })
+		c := NewCapture(w, 0, func(err error) { t.Error(err) })
 		for i := range n {
-			c.record(time.Now(), numbered(i)[frame.VnetLen:])
-			c.record(time.Now(), pattern(60001))
+			capture(c, numbered(i))
+			capture(c, append(make([]byte, frame.VnetLen), pattern(60001)...))
 		}
 		if lost := c.Close(); lost != 0 {
 			t.Errorf("%d frames lost", lost)
@@ -214,7 +227,7 @@ func TestCaptureIntoAPipeIsWhole(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	all := packets(t, got)
+	all := readCapture(t, got)
 	if len(all) != 2*n {
 		t.Fatalf("%d packets, want %d", len(all), 2*n)
 	}
@@ -227,7 +240,7 @@ func TestCaptureIntoAPipeIsWhole(t *testing.T) {
 
 func TestCaptureLeavesOutWhatWasNotSent(t *testing.T) {
 	var file bytes.Buffer
-	c := NewCapture(&file, func(err error) { t.Error(err) })
+	c := NewCapture(&file, 0, func(err error) { t.Error(err) })
 	a, b := Pipe(PipeOptions{Queue: 1})
 	link := c.Link(a)
 	for i := range 3 {
@@ -239,7 +252,7 @@ func TestCaptureLeavesOutWhatWasNotSent(t *testing.T) {
 	link.Close()
 	b.Close()
 	c.Close()
-	if got := packets(t, file.Bytes()); len(got) != 1 || number(got[0]) != 0 {
+	if got := readCapture(t, file.Bytes()); len(got) != 1 || number(got[0]) != 0 {
 		t.Errorf("%d packets, want the first only", len(got))
 	}
 }
@@ -247,12 +260,12 @@ func TestCaptureLeavesOutWhatWasNotSent(t *testing.T) {
 // A frame whose header does not fit it is recorded as it is.
 func TestCaptureOfMalformedFrame(t *testing.T) {
 	var file bytes.Buffer
-	c := NewCapture(&file, func(err error) { t.Error(err) })
+	c := NewCapture(&file, 0, func(err error) { t.Error(err) })
 	b := numbered(7)
 	frame.PutVnet(b, frame.Vnet{Flags: frame.NeedsCsum, GSOType: 77, CsumStart: 60000})
-	c.add(b)
+	capture(c, b)
 	c.Close()
-	if got := packets(t, file.Bytes()); len(got) != 1 || !bytes.Equal(got[0][frame.VnetLen:], b[frame.VnetLen:]) {
+	if got := readCapture(t, file.Bytes()); len(got) != 1 || !bytes.Equal(got[0][frame.VnetLen:], b[frame.VnetLen:]) {
 		t.Errorf("got % x", got)
 	}
 }
@@ -272,7 +285,7 @@ func TestSlowFileHoldsUpOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		file := &slowFile{free: make(chan struct{})}
 		var failures []error
-		c := NewCapture(file, func(err error) { failures = append(failures, err) })
+		c := NewCapture(file, 0, func(err error) { failures = append(failures, err) })
 		synctest.Wait() // the writer has the header
 		b := make([]byte, 60000)
 		binary.BigEndian.PutUint32(b[frame.L3Off:], 7)
@@ -280,21 +293,21 @@ func TestSlowFileHoldsUpOnce(t *testing.T) {
 		fit := captureSize / (len(b) - frame.VnetLen + recordLen)
 		start := time.Now()
 		for range fit + more {
-			c.add(b)
+			capture(c, b)
 		}
 		if took := time.Since(start); took != captureWait {
 			t.Errorf("held up for %v, want %v", took, captureWait)
 		}
 		close(file.free)
 		synctest.Wait()
-		c.add(b)
+		capture(c, b)
 		if lost := c.Close(); lost != more {
 			t.Errorf("%d frames lost, want %d", lost, more)
 		}
 		if len(failures) != 1 || !errors.Is(failures[0], ErrCaptureStuck) {
 			t.Errorf("failures %v", failures)
 		}
-		if got := packets(t, file.Bytes()); len(got) != fit+1 {
+		if got := readCapture(t, file.Bytes()); len(got) != fit+1 {
 			t.Errorf("%d packets, want %d", len(got), fit+1)
 		}
 	})
@@ -307,16 +320,144 @@ func (brokenFile) Write([]byte) (int, error) { return 0, io.ErrShortWrite }
 func TestBrokenFileEndsTheCapture(t *testing.T) {
 	var mu sync.Mutex
 	var failures []error
-	c := NewCapture(brokenFile{}, func(err error) {
+	c := NewCapture(brokenFile{}, 0, func(err error) {
 		mu.Lock()
 		defer mu.Unlock()
 		failures = append(failures, err)
 	})
 	for range 1000 {
-		c.add(make([]byte, 60000))
+		capture(c, make([]byte, 60000))
 	}
 	lost := c.Close()
 	if len(failures) != 1 || !errors.Is(failures[0], io.ErrShortWrite) || lost == 0 {
 		t.Errorf("%d lost, failures %v", lost, failures)
+	}
+}
+
+// TestShortSegmentsStayInOnePacket: a row that would become mostly headers is one packet, with a good checksum, and
+// costs about what a frame costs.
+func TestShortSegmentsStayInOnePacket(t *testing.T) {
+	fields := &frame.TCPFields{SrcPort: 80, DstPort: 4000, Seq: 1000, Ack: 7, Flags: frame.ACK | frame.PSH, Window: 9}
+	for _, tt := range []struct {
+		name       string
+		frame      []byte
+		packets, n int // number, and payload of the first
+	}{
+		{"the most segments", row(remote4, guest4, false, fields, 10, pattern(10*captureSegments)), captureSegments, 10},
+		{"one more", row(remote4, guest4, false, fields, 10, pattern(10*captureSegments+1)), 1, 10*captureSegments + 1},
+		{"bytes", row(remote4, guest4, false, fields, 1, pattern(60000)), 1, 60000},
+		{"bytes over IPv6", row(remote6, guest6, false, fields, 1, pattern(65400)), 1, 65400},
+		{"datagrams of a byte", row(remote6, guest6, true, fields, 1, pattern(60000)), 1, 60000},
+		{"MTU of 576", row(remote4, guest4, false, fields, 524, pattern(65495)), 125, 524},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var file bytes.Buffer
+			c := NewCapture(&file, 0, func(err error) { t.Error(err) })
+			capture(c, tt.frame)
+			c.Close()
+			if file.Len() > len(tt.frame)+len(tt.frame)/4+200*captureSegments/2 {
+				t.Errorf("a frame of %d bytes takes %d", len(tt.frame), file.Len())
+			}
+			got := readCapture(t, file.Bytes())
+			if len(got) != tt.packets {
+				t.Fatalf("%d packets, want %d", len(got), tt.packets)
+			}
+			if n := len(decode(t, got[0]).TransportLayer().LayerPayload()); n != tt.n {
+				t.Errorf("%d bytes, want %d", n, tt.n)
+			}
+		})
+	}
+}
+
+// TestCaptureEndsAtItsSize: the last packet that fits is the last one; what the link carries stays as it is.
+func TestCaptureEndsAtItsSize(t *testing.T) {
+	size := recordLen + len(numbered(0)) - frame.VnetLen
+	for _, tt := range []struct {
+		name  string
+		limit int
+		want  int
+	}{
+		{"no limit", 0, 20},
+		{"not even the header", 10, 0},
+		{"one packet", captureHeader + size, 1},
+		{"almost two", captureHeader + 2*size - 1, 1},
+		{"all but one", captureHeader + 19*size, 19},
+		{"all", captureHeader + 20*size, 20},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var file bytes.Buffer
+			var failures []error
+			c := NewCapture(&file, int64(tt.limit), func(err error) { failures = append(failures, err) })
+			ours, theirs := Pipe(PipeOptions{Queue: 20})
+			link := c.Link(ours)
+			for i := range 20 {
+				if err := link.Write(numbered(i)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for range 20 {
+				if _, err := theirs.Read(make([]byte, frame.MaxFrame)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			link.Close()
+			theirs.Close()
+			if lost := c.Close(); lost != 0 {
+				t.Errorf("%d frames lost", lost)
+			}
+			if got := readCapture(t, file.Bytes()); len(got) != tt.want {
+				t.Errorf("%d packets, want %d", len(got), tt.want)
+			}
+			if full := len(failures) == 1 && errors.Is(failures[0], ErrCaptureFull); full != (tt.want < 20) || len(failures) > 1 {
+				t.Errorf("failures %v", failures)
+			}
+		})
+	}
+}
+
+// TestSlowFileLetsOthersPass: a frame that waits for room holds no lock that others need.
+func TestSlowFileLetsOthersPass(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		file := &slowFile{free: make(chan struct{})}
+		c := NewCapture(file, 0, func(err error) {})
+		synctest.Wait()
+		b := make([]byte, 60000)
+		for range captureSize / (len(b) - frame.VnetLen + recordLen) {
+			capture(c, b)
+		}
+		var waiting sync.WaitGroup
+		start := time.Now()
+		for range 8 {
+			waiting.Go(func() { capture(c, b) })
+		}
+		synctest.Wait()
+		if !c.order.TryLock() {
+			t.Fatal("the lock is held while a frame waits")
+		}
+		c.order.Unlock()
+		waiting.Wait()
+		if took := time.Since(start); took != captureWait {
+			t.Errorf("held up for %v, want %v", took, captureWait)
+		}
+		close(file.free)
+		if lost := c.Close(); lost != 8 {
+			t.Errorf("%d frames lost, want 8", lost)
+		}
+	})
+}
+
+// BenchmarkCapture is what frames cost that are captured: a usual row, and what a hostile guest may send.
+func BenchmarkCapture(b *testing.B) {
+	fields := &frame.TCPFields{SrcPort: 80, DstPort: 4000, Seq: 1000, Ack: 7, Flags: frame.ACK, Window: 9}
+	for _, size := range []int{1, 8, 524, 1460, 0} {
+		b.Run(fmt.Sprintf("size=%d", size), func(b *testing.B) {
+			in := row(remote4, guest4, false, fields, size, pattern(65000))
+			c := NewCapture(io.Discard, 0, func(err error) {})
+			defer c.Close()
+			b.ReportAllocs()
+			for b.Loop() {
+				capture(c, in)
+			}
+		})
 	}
 }

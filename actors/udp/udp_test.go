@@ -225,7 +225,7 @@ func TestRowFromGuest(t *testing.T) {
 		{"more segments than the kernel sends at once", 128 * 100, 100, nil},
 		{"no row at all", 100, 100, nil},
 		{"shorter than a segment", 100, 200, nil},
-		{"one byte each", 300, 1, nil},
+		{"one byte each", frame.MaxUDPSegments, 1, nil},
 		{"refused by the kernel", 14001, 1400, &noRows{}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

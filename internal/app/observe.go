@@ -2,6 +2,7 @@ package app
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -59,7 +60,11 @@ func (o *observer) begin(path string) {
 	}
 	o.log.Info("Saving packet capture to " + path)
 	o.file = os.NewFile(uintptr(fd), path)
-	o.capture = tapio.NewCapture(o.file, func(err error) {
+	o.capture = tapio.NewCapture(o.file, o.cfg.CaptureSize, func(err error) {
+		if errors.Is(err, tapio.ErrCaptureFull) {
+			o.log.Warn(fmt.Sprintf("Packet capture ends, its file has reached the %d bytes of --pcap-size", o.cfg.CaptureSize))
+			return
+		}
 		o.log.Error("Packet capture is incomplete", zap.Error(err))
 	})
 	o.link = o.capture.Link(o.link)

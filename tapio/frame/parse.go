@@ -22,6 +22,17 @@ const (
 // 8 bytes; the bound keeps a packet of nothing but headers from costing time.
 const maxOptions = 512
 
+// Bounds of a row of segments, which is what a kernel asks a network card to cut up. What is beyond them
+// only makes work, some 75 bytes of headers for each byte of payload.
+const (
+	// MinTCPSegment is the shortest payload that Linux cuts a stream into: tcp_min_snd_mss (ip-sysctl) is at
+	// least 48, from which come up to 40 bytes of options. Other systems stop earlier.
+	MinTCPSegment = 8
+	// MaxUDPSegments is the number of datagrams that Linux takes at a time with UDP_SEGMENT (udp(7)), of any
+	// length: UDP_MAX_SEGMENTS, 64 before Linux 6.9.
+	MaxUDPSegments = 128
+)
+
 // Packet is what Parse found in a frame: values and offsets, no pointers. Offsets count from the
 // beginning of the buffer given to Parse.
 type Packet struct {
@@ -110,8 +121,12 @@ func (p *Packet) vnet(b []byte) Reason {
 	default:
 		return DropVnetGSO
 	}
-	if v.GSOSize == 0 {
+	size := int(v.GSOSize)
+	switch {
+	case size == 0:
 		return DropVnetGSO
+	case p.Kind == TCP && size < MinTCPSegment, p.Kind == UDP && p.End-p.Payload > size*MaxUDPSegments:
+		return DropGSOSize
 	}
 	if int(v.HdrLen) > n {
 		return DropVnetOffset

@@ -80,6 +80,12 @@ func udp4(t testing.TB) []byte {
 	return build(t, eth(EtherIPv4), ip, udp(ip), gopacket.Payload("hello, world"))
 }
 
+// long is a datagram with n bytes of payload.
+func long(t testing.TB, n int) []byte {
+	ip := ip4(17)
+	return build(t, eth(EtherIPv4), ip, udp(ip), gopacket.Payload(make([]byte, n)))
+}
+
 func udp6(t testing.TB) []byte {
 	ip := ip6(17)
 	return build(t, eth(EtherIPv6), ip, udp(ip), gopacket.Payload("hello, world"))
@@ -151,6 +157,8 @@ func TestParse(t *testing.T) {
 	t4, t6 := with(p4, TCP, 6, 40000, 80, 32), with(p6, TCP, 6, 40000, 80, 32)
 	u4, u6 := with(p4, UDP, 17, 40000, 53, 8), with(p6, UDP, 17, 40000, 53, 8)
 	e4, e6 := with(p4, ICMPEcho, 1, 77, 0, 8), with(p6, ICMPv6Echo, 58, 77, 0, 8)
+	many := gso(u4, 2)
+	many.End = many.Payload + 256
 	nd := p6
 	nd.Kind, nd.Proto, nd.TTL, nd.Payload, nd.End = NDP, 58, 255, p6.L4+8, L3Off+40+24
 
@@ -188,9 +196,10 @@ func TestParse(t *testing.T) {
 		{"two extension headers", withOptions(udp6(t), 0, append([]byte{60, 0, 1, 4, 0, 0, 0, 0, 17, 1}, make([]byte, 14)...)), shift(u6, 24)},
 		{"atomic fragment", withOptions(udp6(t), 44, []byte{17, 0xee, 0, 0, 1, 2, 3, 4}), shift(u6, 8)},
 		{"authentication header", withOptions(udp6(t), 51, append([]byte{17, 1}, make([]byte, 10)...)), shift(u6, 12)},
-		{"tso", vnet(tcp4(t), Vnet{Flags: NeedsCsum, GSOType: GSOTCPv4, GSOSize: 5, HdrLen: 66, CsumStart: 34, CsumOffset: 16}), gso(t4, 5)},
-		{"tso with ecn", vnet(tcp6(t), Vnet{Flags: NeedsCsum, GSOType: GSOTCPv6 | GSOECN, GSOSize: 5, HdrLen: 86, CsumStart: 54, CsumOffset: 16}), gso(t6, 5)},
+		{"tso", vnet(tcp4(t), Vnet{Flags: NeedsCsum, GSOType: GSOTCPv4, GSOSize: 8, HdrLen: 66, CsumStart: 34, CsumOffset: 16}), gso(t4, 8)},
+		{"tso with ecn", vnet(tcp6(t), Vnet{Flags: NeedsCsum, GSOType: GSOTCPv6 | GSOECN, GSOSize: 9, HdrLen: 86, CsumStart: 54, CsumOffset: 16}), gso(t6, 9)},
 		{"uso", vnet(udp6(t), Vnet{Flags: NeedsCsum, GSOType: GSOUDP, GSOSize: 5, HdrLen: 62, CsumStart: 54, CsumOffset: 6}), gso(u6, 5)},
+		{"128 datagrams of two bytes", vnet(long(t, 256), Vnet{Flags: NeedsCsum, GSOType: GSOUDP, GSOSize: 2, HdrLen: 42, CsumStart: 34, CsumOffset: 6}), many},
 		{"checksum at the very end", vnet(udp4(t), Vnet{Flags: NeedsCsum, CsumStart: 34, CsumOffset: 24}), u4},
 		{"checksum verified", vnet(tcp4(t), Vnet{Flags: DataValid}), t4},
 	} {
@@ -370,7 +379,11 @@ func TestParseDrops(t *testing.T) {
 		{"checksum field half outside", vnet(udp4(t), Vnet{Flags: NeedsCsum, CsumStart: 34, CsumOffset: 25}), DropVnetOffset},
 		{"checksum in the ethernet header", vnet(udp4(t), Vnet{Flags: NeedsCsum, CsumStart: 0, CsumOffset: 6}), DropVnetOffset},
 		{"segments of nothing", vnet(tcp4(t), Vnet{GSOType: GSOTCPv4}), DropVnetGSO},
-		{"header length beyond frame", vnet(tcp4(t), Vnet{GSOType: GSOTCPv4, GSOSize: 1, HdrLen: 1000}), DropVnetOffset},
+		{"header length beyond frame", vnet(tcp4(t), Vnet{GSOType: GSOTCPv4, GSOSize: 8, HdrLen: 1000}), DropVnetOffset},
+		{"segments of seven bytes", vnet(tcp4(t), Vnet{GSOType: GSOTCPv4, GSOSize: 7}), DropGSOSize},
+		{"segments of a byte over ipv6", vnet(tcp6(t), Vnet{GSOType: GSOTCPv6, GSOSize: 1}), DropGSOSize},
+		{"129 datagrams", vnet(long(t, 258), Vnet{GSOType: GSOUDP, GSOSize: 2}), DropGSOSize},
+		{"129 datagrams, the last one shorter", vnet(long(t, 257), Vnet{GSOType: GSOUDP, GSOSize: 2}), DropGSOSize},
 		{"tso 4 on ipv6", vnet(tcp6(t), Vnet{GSOType: GSOTCPv4, GSOSize: 1}), DropVnetGSO},
 		{"tso 6 on ipv4", vnet(tcp4(t), Vnet{GSOType: GSOTCPv6, GSOSize: 1}), DropVnetGSO},
 		{"tso on udp", vnet(udp4(t), Vnet{GSOType: GSOTCPv4, GSOSize: 1}), DropVnetGSO},
@@ -479,7 +492,7 @@ func BenchmarkParse(b *testing.B) {
 		name string
 		in   []byte
 	}{
-		{"tcp4", vnet(tcp4(b), Vnet{Flags: NeedsCsum, GSOType: GSOTCPv4, GSOSize: 5, HdrLen: 66, CsumStart: 34, CsumOffset: 16})},
+		{"tcp4", vnet(tcp4(b), Vnet{Flags: NeedsCsum, GSOType: GSOTCPv4, GSOSize: 8, HdrLen: 66, CsumStart: 34, CsumOffset: 16})},
 		{"tcp6", tcp6(b)}, {"udp4", udp4(b)}, {"arp", arp(b)},
 	} {
 		b.Run(bb.name, func(b *testing.B) {

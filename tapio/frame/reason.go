@@ -12,6 +12,7 @@ const (
 	DropEtherType           // neither ARP nor IP
 	DropVnetOffset          // virtio_net_hdr: offsets beyond the frame
 	DropVnetGSO             // virtio_net_hdr: segmentation that does not fit the packet
+	DropGSOSize             // virtio_net_hdr: segments that are shorter or more than a kernel sends
 	DropARP                 // ARP packet too short
 	DropIPv4Header          // IPv4: version or header length impossible, or cut off
 	DropIPv4Length          // IPv4: total length impossible or more than the frame has
@@ -45,6 +46,7 @@ var reasons = [NumReasons]string{
 	DropEtherType:    "ethertype",
 	DropVnetOffset:   "vnet_offset",
 	DropVnetGSO:      "vnet_gso",
+	DropGSOSize:      "gso_size",
 	DropARP:          "arp",
 	DropIPv4Header:   "ipv4_header",
 	DropIPv4Length:   "ipv4_length",

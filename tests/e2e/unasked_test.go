@@ -32,7 +32,7 @@ func TestUnaskedMessagesAsTsharkReadsThem(t *testing.T) {
 	}
 	defer f.Close()
 	ours, theirs := tapio.Pipe(tapio.PipeOptions{Queue: 16})
-	capture := tapio.NewCapture(f, func(err error) { t.Error(err) })
+	capture := tapio.NewCapture(f, 0, func(err error) { t.Error(err) })
 	link := capture.Link(ours)
 	other, other4, other6 := frame.MAC{2, 0, 0, 0, 0, 0xb}, addr("192.0.2.7"), addr("2001:db8::7")
 	for _, put := range []func([]byte) int{
