@@ -71,14 +71,14 @@ func (c *conn) answered(v *flow.View, tcp frame.TCPHeader) {
 		c.sndUna = c.sndNxt
 		c.handshake()
 		c.sendAck() // before any data
-	case fl&(frame.SYN|frame.ACK|frame.FIN|frame.RST) == frame.SYN:
+	case Opens(tcp):
 		// Both have asked at the same time (RFC 9293, section 3.5, figure 7).
 		c.synced(v)
 		c.state = synReceived
 		c.crossed = true
 		c.sendSYN()
-	case fl&frame.SYN != 0:
-		c.abort(true)
+	case fl&(frame.SYN|frame.ACK) == frame.SYN|frame.ACK:
+		c.abort(true) // it has an end too: the guest knows our SYN, and makes no sense
 	default:
 		// Dropped. A guest whose SYN,ACK was lost may answer the SYN that we repeat like that (RFC
 		// 5961, section 4), until it repeats its own.

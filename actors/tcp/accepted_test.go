@@ -211,6 +211,7 @@ func TestCallIsAnswered(t *testing.T) {
 		{"acknowledgement only", func(b *bed) seg { return seg{flags: frame.ACK, seq: guestISN + 1, ack: b.rcv} }, waits, 0},
 		{"end only", func(b *bed) seg { return seg{flags: frame.ACK | frame.FIN, seq: guestISN + 1, ack: b.rcv} }, waits, 0},
 		{"nothing", func(b *bed) seg { return seg{seq: guestISN} }, waits, 0},
+		{"SYN with an end", func(b *bed) seg { return seg{flags: frame.SYN | frame.FIN, seq: guestISN + 77} }, waits, 0},
 		{"SYN,ACK with an end", func(b *bed) seg {
 			return seg{flags: frame.SYN | frame.ACK | frame.FIN, seq: guestISN, ack: b.rcv}
 		}, bothReset, frame.RST | frame.ACK},

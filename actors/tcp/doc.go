@@ -46,6 +46,13 @@
 // TIME-WAIT, a connection that has ended well is remembered for a minute (flow.Ended), so that a guest
 // that has missed our last acknowledgement gets another one.
 //
+// A segment is checked in the order of RFC 9293, section 3.10.7: first whether its sequence number lies in the
+// window, then RST and SYN as RFC 5961 says, then its acknowledgement. Only what has passed these changes
+// anything, also in a handshake; the rest is answered with an acknowledgement. Two things are exempt on
+// purpose: a keep-alive or window probe, one byte before the window, says what the guest's window is; and
+// before a connection is established a wrong acknowledgement is answered with a reset wherever it lies
+// (section 3.5.2), which makes a guest forget an earlier connection with the same ports.
+//
 // # Timers
 //
 // All are deadlines of one alarm that is moved lazily: a later deadline costs nothing.

@@ -96,55 +96,45 @@ func (c *conn) segment(v *flow.View, b *batch, run *flow.Run) {
 	data := v.Frame[v.Payload:v.End]
 	seq, fl := tcp.Seq(), tcp.Flags()
 
-	if c.state == synSent {
+	switch {
+	case c.state == synSent:
 		c.answered(v, tcp)
 		return
-	}
-	if fl&frame.RST != 0 {
+	case fl&frame.RST != 0:
 		c.guestReset(seq, b)
 		return
-	}
-	if fl&frame.SYN != 0 {
-		switch {
-		case c.crossed && c.state == synReceived && fl&frame.ACK != 0 && seq+1 == c.rcvNxt && tcp.Ack() == c.sndNxt:
-			c.establish(c.rcvNxt, tcp)
-			c.setWnd(uint32(tcp.Window())) // not scaled in a SYN
-			c.ackNow = true
-		case c.state == synReceived && seq+1 == c.rcvNxt:
-			c.sendSYN()
-		case c.state == established && c.shut && c.finSent && seqGT(seq, c.rcvNxt):
-			// Both directions have ended, and the guest has forgotten the connection before we have
-			// (RFC 9293, section 3.6.1). What it has sent is on its way to the peer.
-			c.replaced, c.over = true, true
-		case c.state == established:
-			c.ackNow = true // RFC 5961, section 4: a guest that has restarted answers RST
-		}
+	case fl&frame.SYN != 0:
+		c.synAgain(tcp)
 		return
-	}
-	if fl&frame.ACK == 0 || c.state == connecting {
+	case fl&frame.ACK == 0 || c.state == connecting:
 		return
 	}
 	ack := tcp.Ack()
+	if c.state == synReceived && ack != c.sndNxt {
+		// Not an answer to our SYN,ACK (RFC 9293, section 3.5.2, group 2): the guest has had this
+		// connection already, and the SYN came late. The reset makes it forget that one, so that
+		// it resets this one when our SYN,ACK is repeated.
+		c.bareRST(ack)
+		return
+	}
+	probe := c.state == established && seq+1 == c.rcvNxt && len(data) <= 1 && fl&frame.FIN == 0
+	if !probe && !c.acceptable(seq, len(data), fl) {
+		c.ackNow, c.prompt = true, promptAcks
+		return
+	}
 	if c.state == synReceived {
-		if ack != c.sndNxt {
-			// Not an answer to our SYN,ACK (RFC 9293, section 3.10.7.4): the guest has had this
-			// connection already, and the SYN came late. The reset makes it forget that one, so that
-			// it resets this one when our SYN,ACK is repeated.
-			c.bareRST(ack)
-			return
-		}
 		c.establish(seq, tcp)
 	}
-	if seqLT(seq, c.rcvNxt) && len(data) <= 1 && fl&frame.FIN == 0 && seq+1 == c.rcvNxt {
-		// Keep-alive or window probe: answer, and have the host's kernel ask the peer.
+	if seqGT(ack, c.sndMax) || seqLT(ack, c.sndUna-c.mostWnd) {
+		c.ackNow = true // RFC 5961, section 5.2
+		return
+	}
+	if probe {
+		// Keep-alive or window probe: answer, and make the host's kernel ask the peer.
 		unix.SetsockoptInt(c.fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1)
 		c.openWindow(true)
 		c.ackNow = true
 		seq, data = seq+1, nil // what it says about its window is as new as anything it may send
-	}
-	if seqGT(seq, c.rcvEdge) || seqGT(ack, c.sndMax) || seqLT(ack, c.sndUna-c.mostWnd) {
-		c.ackNow = true // not acceptable: RFC 9293, section 3.10.7.4, and RFC 5961, section 5.2
-		return
 	}
 	c.acked(seq, ack, tcp, len(data), fl)
 	end := seq + uint32(len(data))
@@ -201,6 +191,43 @@ func (c *conn) inOrder(seq uint32, data []byte, run *flow.Run) []byte {
 	return data
 }
 
+// acceptable reports whether a segment with n bytes of payload that begins at seq lies in the window. This is the
+// first check (RFC 9293, section 3.10.7.4): of a segment that fails it nothing is believed, neither its
+// acknowledgement nor its window, and it is answered with an acknowledgement.
+//
+// Two kinds of segments at the edges pass as they do in Linux: one that begins at the right edge, as a guest's
+// acknowledgements do that has filled the window, and a repetition that ends at the left one.
+func (c *conn) acceptable(seq uint32, n int, fl uint8) bool {
+	end := seq + uint32(n)
+	if fl&frame.FIN != 0 {
+		end++
+	}
+	return !seqGT(seq, c.rcvEdge) && !seqLT(end, c.rcvNxt)
+}
+
+// synAgain handles a SYN after the guest's first one.
+func (c *conn) synAgain(tcp frame.TCPHeader) {
+	seq, answer := tcp.Seq(), tcp.Flags()&frame.ACK != 0
+	switch {
+	case c.state == connecting:
+		// The guest repeats it.
+	case c.state == synReceived && answer && tcp.Ack() != c.sndNxt:
+		c.bareRST(tcp.Ack()) // RFC 9293, section 3.5.2, group 2
+	case c.state == synReceived && seq+1 == c.rcvNxt && answer && c.crossed:
+		c.establish(c.rcvNxt, tcp)
+		c.setWnd(uint32(tcp.Window())) // not scaled in a SYN
+		c.ackNow = true
+	case c.state == synReceived && seq+1 == c.rcvNxt:
+		c.sendSYN()
+	case c.state == established && Opens(tcp) && c.shut && c.finSent && seqGT(seq, c.rcvNxt):
+		// Both directions have ended, and the guest has forgotten the connection before we have
+		// (RFC 9293, section 3.6.1). What it has sent is on its way to the peer.
+		c.replaced, c.over = true, true
+	default:
+		c.ackNow = true // RFC 5961, section 4: a guest that has restarted answers RST
+	}
+}
+
 // guestReset handles RST behind the payload of b (RFC 5961, section 3): only the exact sequence number resets.
 func (c *conn) guestReset(seq uint32, b *batch) {
 	switch {
@@ -210,7 +237,7 @@ func (c *conn) guestReset(seq uint32, b *batch) {
 		// All the guest has sent is on its way to the peer, and the end of it too: let it arrive.
 		// If the peer sends more it is reset by that.
 		c.reset = !c.shut
-	case seqGE(seq, c.rcvNxt) && seqLT(seq, c.rcvEdge):
+	case c.state != connecting && seqGE(seq, c.rcvNxt) && seqLT(seq, c.rcvEdge):
 		c.ackNow = true
 	}
 }
