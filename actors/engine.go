@@ -159,16 +159,22 @@ func (e *Engine) Run(ctx context.Context) error {
 	<-ended.Done()
 	e.cfg.Link.Close()
 	parts.Wait()
-	e.mu.Lock()
-	e.ended = true
-	e.mu.Unlock()
-	e.table.Each((*flow.Port).Stop)
-	e.flows.Wait()
+	e.endFlows()
 	e.env.Closer.End()
 	if ctx.Err() != nil {
 		return nil
 	}
 	return failure
+}
+
+// endFlows ends all flows and waits for that. None begins any more: what a flow leaves when it ends may open
+// another one.
+func (e *Engine) endFlows() {
+	e.mu.Lock()
+	e.ended = true
+	e.mu.Unlock()
+	e.table.Each((*flow.Port).Stop)
+	e.flows.Wait()
 }
 
 // read takes frames off q until q is closed or fails.

@@ -75,6 +75,12 @@ func FuzzReader(f *testing.F) {
 			seed(v6, 17, 2, 34, 2, 35, 0, 26, 0, 0, 1, 1, 2, 3, 0, 1, 0, 10, 0, 3, 0, 1, 2, 0, 0, 0, 0, 1)))
 		f.Add(row(seed(v6, 58, 135, 0, 0, 0), seed(v6, 58, 133, 0, 0, 0, 0, 0, 0, 0), seed(v6, 1, echo...)))
 	}
+	// What comes behind a reset opens the next connection, also while the engine ends.
+	var again [][]byte
+	for range 20 {
+		again = append(again, seed(false, 6, syn...), seed(false, 6, rst...))
+	}
+	f.Add(row(again...))
 	first, rest := seed(false, 17, udp[:8]...), seed(false, 17, []byte("rest")...)
 	first[frame.L3Off+6], rest[frame.L3Off+7] = 0x20, 1
 	f.Add(row(rest, first))
@@ -131,8 +137,8 @@ func FuzzReader(f *testing.F) {
 		}
 		cancel()
 		parts.Wait()
-		e.table.Each((*flow.Port).Stop)
-		e.flows.Wait()
+		e.endFlows()
+		e.env.Closer.End()
 		if n := e.env.Counters.Panics.Load(); n != 0 {
 			t.Errorf("%d flows have panicked", n)
 		}
