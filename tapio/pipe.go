@@ -158,8 +158,8 @@ func (e *End) Write(b []byte) error {
 		return ErrGone
 	default:
 	}
-	if needsSoft(b, e.out.have) {
-		return writeSoft(b, e.out.have, e.send)
+	if NeedsSoft(b, e.out.have) {
+		return WriteSoft(b, e.out.have, e.send)
 	}
 	return e.send(b)
 }

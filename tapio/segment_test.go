@@ -279,8 +279,8 @@ func FuzzSegment(f *testing.F) {
 func TestSegmentAllocs(t *testing.T) {
 	in := row(remote4, guest4, false, &frame.TCPFields{SrcPort: 1, DstPort: 2}, 1000, pattern(60000))
 	sink := func([]byte) error { return nil }
-	writeSoft(in, 0, sink)
-	if n := testing.AllocsPerRun(100, func() { writeSoft(in, 0, sink) }); n >= 1 {
+	WriteSoft(in, 0, sink)
+	if n := testing.AllocsPerRun(100, func() { WriteSoft(in, 0, sink) }); n >= 1 {
 		t.Errorf("%v allocations", n)
 	}
 }
@@ -290,6 +290,6 @@ func BenchmarkSegment(b *testing.B) {
 	sink := func([]byte) error { return nil }
 	b.SetBytes(int64(len(in)))
 	for b.Loop() {
-		writeSoft(in, 0, sink)
+		WriteSoft(in, 0, sink)
 	}
 }

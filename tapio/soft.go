@@ -6,8 +6,8 @@ import (
 	"fusilli/tapio/frame"
 )
 
-// needsSoft reports whether the frame b asks for something that is not among have.
-func needsSoft(b []byte, have Features) bool {
+// NeedsSoft reports whether the frame b asks for something that is not among have.
+func NeedsSoft(b []byte, have Features) bool {
 	if b[0]&frame.NeedsCsum == 0 && b[1] == frame.GSONone {
 		return false
 	}
@@ -35,9 +35,9 @@ type softState struct {
 
 var softPool = sync.Pool{New: func() any { return new(softState) }}
 
-// writeSoft sends b with write, as one frame or more that a link with the features have can carry.
+// WriteSoft sends b with write, as one frame or more that a link with the features have can carry.
 // It stops at the first that fails.
-func writeSoft(b []byte, have Features, write func([]byte) error) error {
+func WriteSoft(b []byte, have Features, write func([]byte) error) error {
 	st := softPool.Get().(*softState)
 	defer softPool.Put(st)
 	if err := st.s.reset(b, have&(VnetHeader|Csum) == VnetHeader|Csum); err != nil {

@@ -420,8 +420,8 @@ func (q *queue) Write(b []byte) error {
 	if len(b) < frame.L3Off || len(b) > frame.MaxFrame {
 		return ErrRefused
 	}
-	if needsSoft(b, q.features) {
-		return writeSoft(b, q.features, q.writeRaw)
+	if NeedsSoft(b, q.features) {
+		return WriteSoft(b, q.features, q.writeRaw)
 	}
 	return q.write(b)
 }
