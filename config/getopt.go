@@ -106,7 +106,7 @@ func (g *getopt) find(name, word string) (*option, error) {
 			return o, nil
 		}
 		// Two spellings of one option are not in each other's way.
-		if strings.HasPrefix(o.long, name) && (len(found) == 0 || found[0].name() != o.name()) {
+		if !o.own && strings.HasPrefix(o.long, name) && (len(found) == 0 || found[0].name() != o.name()) {
 			found = append(found, o)
 		}
 	}

@@ -16,6 +16,7 @@ type option struct {
 	only  scope  // where it is valid; zero: everywhere
 	shown scope  // whose help shows it, if not by only
 	label string // how messages about the scope call it; empty: by its long name
+	own   bool   // the reference does not have it: it has no abbreviations, so that theirs stay valid
 	group group
 	// help is the description: the first line stands beside the option, the others below.
 	// An option without help is not shown.
@@ -164,7 +165,7 @@ var options = []option{
 		help: "capture the guest's frames there",
 	},
 	{
-		long: "pcap-size", arg: "BYTES", group: logging, set: setCaptureSize,
+		long: "pcap-size", own: true, arg: "BYTES", group: logging, set: setCaptureSize,
 		help: "size at which that capture ends\ndefault: 0, no limit",
 	},
 	{
