@@ -166,6 +166,7 @@ type VM struct {
 	Socket          string // path; empty: the first free of the usual ones, or Config.FD
 	OneOff          bool   // end after the first client
 	Packets         bool   // of a connected socket: it is SOCK_SEQPACKET, each packet a frame
+	Compat          bool   // vhost-user offers no more features than the reference
 	RepairPath      string // of the socket for passt-repair; empty: Socket + ".repair"
 	NoRepair        bool   // no such socket
 	MigrateExit     bool   // end after a migration to elsewhere

@@ -237,6 +237,12 @@ var options = []option{
 		help: "be the back-end of a vhost-user device",
 	},
 	{
+		long: "vhost-compat", own: true, only: onlyVhostUser, group: machine,
+		set: yes(func(c *Config) *bool { return &c.VM.Compat }),
+		help: "with --vhost-user, only the features that upstream has,\n" +
+			"so that the guest can migrate there",
+	},
+	{
 		long: "print-capabilities", shown: onlyPasst, group: machine, set: act(PrintCapabilities),
 		help: "show those of --vhost-user and exit",
 	},

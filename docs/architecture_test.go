@@ -23,7 +23,7 @@ var layers = [][]string{
 	{"."},
 	{"internal/app"},
 	{"actors", "internal/pesto", "internal/qrap", "internal/slirp"},
-	{"actors/tcp", "actors/udp", "actors/icmp", "actors/forward", "splice", "autodetect", "internal/netconf", "internal/unixsock"},
+	{"actors/tcp", "actors/udp", "actors/icmp", "actors/forward", "splice", "autodetect", "internal/netconf", "internal/unixsock", "tapio/vhost"},
 	{"actors/flow", "actors/dhcp", "actors/dhcpv6", "actors/neigh", "internal/process"},
 	{"actors/frag", "actors/rules", "actors/sock", "autodetect/ports", "autodetect/rtnl", "config", "tapio",
 		"internal/sandbox", "internal/logging", "internal/dnsname"},

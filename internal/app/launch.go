@@ -20,8 +20,6 @@ func launch(start *process.Start, cfg *config.Config, spec process.Spec, version
 		return printed(config.Version(os.Stdout, cfg.Mode, version))
 	case cfg.Action == config.PrintCapabilities:
 		return printed(config.Capabilities(os.Stdout))
-	case cfg.VhostUser:
-		return fail("Not built in this version: --vhost-user")
 	}
 	guest, err := takeGuest(cfg)
 	if err != nil {

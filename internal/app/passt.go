@@ -11,6 +11,7 @@ import (
 	"fusilli/internal/process"
 	"fusilli/internal/unixsock"
 	"fusilli/tapio"
+	"fusilli/tapio/vhost"
 )
 
 // guestName is the name under which the translator gets what its guest is at the other end of: with
@@ -85,6 +86,14 @@ func hints(cfg *config.Config) []string {
 	if cfg.VM.Socket == "" {
 		return nil
 	}
+	if cfg.VhostUser {
+		return []string{
+			"",
+			"You can now start qemu with:",
+			"    kvm ... -chardev socket,id=chr0,path=" + cfg.VM.Socket + " -netdev vhost-user,id=netdev0,chardev=chr0 -device virtio-net,netdev=netdev0" +
+				" -object memory-backend-memfd,id=memfd0,share=on,size=$RAMSIZE -numa node,memdev=memfd0",
+		}
+	}
 	return []string{
 		"",
 		"You can now start qemu (>= 7.2, with commit 13c6be96618c):",
@@ -92,6 +101,13 @@ func hints(cfg *config.Config) []string {
 		"or qrap, for earlier qemu versions:",
 		"    ./qrap 5 kvm ... -net socket,fd=5 -net nic,model=virtio",
 	}
+}
+
+// machineLink is a link to a virtual machine, whose hypervisor comes and goes.
+type machineLink interface {
+	tapio.Link
+	tapio.Gate
+	OnConnect(func()) // makes it call a function when frames can reach a new guest
 }
 
 // openGuest returns the link that the launcher has passed on. The path that was found for its socket
@@ -111,6 +127,8 @@ func openGuest(cfg *config.Config, env *process.Env, log *zap.Logger) (tapio.Lin
 		return tapio.NewPackets(fd)
 	case cfg.Mode == config.Pasta:
 		return tapio.TakeTap(fd, tapio.TapOptions{})
+	case cfg.VhostUser && cfg.FD >= 0:
+		return vhost.New(fd, vhost.Options{Log: log, Compat: cfg.VM.Compat})
 	case cfg.FD >= 0:
 		return tapio.NewStream(fd, tapio.StreamOptions{Log: log})
 	}
@@ -118,6 +136,9 @@ func openGuest(cfg *config.Config, env *process.Env, log *zap.Logger) (tapio.Lin
 		if u, ok := a.(*unix.SockaddrUnix); ok {
 			cfg.VM.Socket = u.Name
 		}
+	}
+	if cfg.VhostUser {
+		return vhost.Listen(fd, vhost.Options{Log: log, OneOff: cfg.VM.OneOff, Compat: cfg.VM.Compat})
 	}
 	return tapio.ListenStream(fd, tapio.StreamOptions{Log: log, OneOff: cfg.VM.OneOff})
 }

@@ -33,6 +33,9 @@ func spec(cfg *config.Config) process.Spec {
 	if cfg.Mode == config.Passt {
 		s.Sandbox = sandbox.Passt
 	}
+	if cfg.VhostUser {
+		s.Sandbox = sandbox.Vhost
+	}
 	if t.UserNS == config.JoinUserNS {
 		s.UserNS = t.UserNSPath
 	}

@@ -71,15 +71,15 @@ func translate(ctx context.Context, cfg *config.Config, env *process.Env, log *z
 	ec := engineConfig(cfg, host, &dns, &guest, watch.link, logging.Limit(log))
 	ec.DHCP, ec.DHCPv6 = dhcpServers(cfg, host, &dns, log)
 	ec.Announce = flow.NewAnnouncer(log)
-	stream, _ := link.(*tapio.Stream)
-	if stream != nil {
-		ec.Gate = stream
+	vm, _ := link.(machineLink)
+	if vm != nil {
+		ec.Gate = vm
 	}
 	ec.Fragment = cfg.Mode == config.Passt
 	ec.Limit = flowLimit(openFiles())
 	engine := actors.New(ec)
-	if stream != nil {
-		stream.OnConnect(engine.Greet)
+	if vm != nil {
+		vm.OnConnect(engine.Greet)
 	}
 	nb := openNeighbours(cfg, host, log)
 	defer nb.close()
@@ -103,7 +103,7 @@ func translate(ctx context.Context, cfg *config.Config, env *process.Env, log *z
 	}
 	defer api.serve(ctx)()
 	defer ctl.serve(ctx)()
-	if cfg.ConfigNet || cfg.Mode == config.Passt && cfg.FD >= 0 {
+	if cfg.ConfigNet || cfg.Mode == config.Passt && cfg.FD >= 0 && !cfg.VhostUser {
 		engine.Greet() // the guest is there from the beginning
 	}
 	watch.start(append(flowCounts(engine.Counters()), spliceCounts(ports.splicer)...))

@@ -93,7 +93,7 @@ func (m *machine) allows(nr uint32, args ...uint64) bool {
 }
 
 func eachList(t *testing.T, f func(*testing.T, Mode, Phase)) {
-	for _, mode := range []Mode{Pasta, Passt} {
+	for _, mode := range []Mode{Pasta, Passt, Vhost} {
 		for _, phase := range []Phase{Starting, Carrying, Waiting} {
 			t.Run(mode.String()+", "+phase.String(), func(t *testing.T) { f(t, mode, phase) })
 		}
@@ -125,7 +125,7 @@ func TestFilterAllowsTheTableOnly(t *testing.T) {
 // TestStartingAllowsWhatCarryingDoes: the first filter is still there when the second comes, and must
 // not forbid more.
 func TestStartingAllowsWhatCarryingDoes(t *testing.T) {
-	for _, mode := range []Mode{Pasta, Passt} {
+	for _, mode := range []Mode{Pasta, Passt, Vhost} {
 		m := newMachine(t, mode, Starting)
 		for _, c := range list(mode, Carrying) {
 			args := [][]uint64{nil}
@@ -370,7 +370,7 @@ it. A command that pasta runs has no filter.
 | | starting | carrying | waiting |
 |---|---|---|---|
 `)
-	for _, mode := range []Mode{Pasta, Passt} {
+	for _, mode := range []Mode{Pasta, Passt, Vhost} {
 		fmt.Fprintf(&b, "| %s | %d | %d | %d |\n", mode, count(mode, Starting), count(mode, Carrying), count(mode, Waiting))
 	}
 	b.WriteString(`
@@ -383,7 +383,7 @@ arm64 there is no poll. The file is written from the table in internal/sandbox/t
 	calls := calls()
 	for i := range calls {
 		c := &calls[i]
-		mode, only := "both", c.only
+		mode, only := "all", c.only
 		if c.modes != both {
 			mode = c.modes.String()
 		}

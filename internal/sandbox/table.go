@@ -16,8 +16,9 @@ type Mode uint8
 const (
 	Pasta Mode = 1 << iota // a network namespace
 	Passt                  // a virtual machine
+	Vhost                  // a virtual machine whose memory is shared
 
-	both = Pasta | Passt
+	both = Pasta | Passt | Vhost
 )
 
 // Phase is a part of the life of a process, with a list of its own. Phases are bits, too.
@@ -50,6 +51,8 @@ func (m Mode) String() string {
 		return "pasta"
 	case Passt:
 		return "passt"
+	case Vhost:
+		return "vhost-user"
 	}
 	return "unknown"
 }
@@ -143,6 +146,11 @@ var calls = sync.OnceValue(func() []call {
 		{"accept4", unix.SYS_ACCEPT4, both, carry, "connections to listening sockets", []rule{
 			{within(3, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)},
 		}, "no flags but SOCK_NONBLOCK and SOCK_CLOEXEC"},
+
+		{"mmap", unix.SYS_MMAP, Vhost, carry, "the guest's memory; runtime: memory", []rule{
+			{within(2, unix.PROT_READ|unix.PROT_WRITE), is(3, unix.MAP_SHARED|unix.MAP_NORESERVE)},
+			{within(2, unix.PROT_READ|unix.PROT_WRITE), under(3, unix.MAP_FIXED, unix.MAP_ANON|unix.MAP_PRIVATE)},
+		}, "memory that is not executable: private and anonymous, or shared with a descriptor"},
 
 		// Go's runtime.
 		{"mmap", unix.SYS_MMAP, both, always, "runtime: memory", []rule{

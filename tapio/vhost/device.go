@@ -56,11 +56,10 @@ type Device struct {
 	wg      sync.WaitGroup
 
 	// By the reader.
-	to     []byte
-	n      int
-	err    error
-	step   func(uintptr) bool
-	ending error // the violation that ends the session
+	to   []byte
+	n    int
+	err  error
+	step func(uintptr) bool
 }
 
 // guestAbility is what the guest's driver has negotiated.

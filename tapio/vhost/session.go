@@ -60,8 +60,6 @@ type session struct {
 
 	features uint64 // acknowledged ones
 	protocol uint64
-	have     tapio.Features // what the guest takes
-	merge    bool
 	greeted  bool // frames have been able to reach the guest
 }
 
