@@ -273,15 +273,18 @@ func setInterface(p *parser, value string) error {
 
 func setAddress(p *parser, value string) error {
 	s, length, hasLength := strings.Cut(value, "/")
-	a, ok := parseAddr(s, notUnicast)
+	a, ok := parseAddr(s, 0)
+	n := uint64(0)
+	if ok && hasLength {
+		if n, ok = strtoul(length, 10); ok && n > uint64(a.BitLen()) {
+			return errorf("Invalid prefix length: %s", value)
+		}
+	}
+	if ok {
+		_, ok = parseAddr(s, notUnicast)
+	}
 	if !ok {
 		return errorf("Invalid guest address: %s", value)
-	}
-	n := 0
-	if hasLength {
-		if n, ok = decimal(length, a.BitLen()); !ok {
-			return errorf("Invalid prefix length: %s", length)
-		}
 	}
 	if n != 0 {
 		p.addrHasLength = true
@@ -292,7 +295,7 @@ func setAddress(p *parser, value string) error {
 	f := p.family(a)
 	f.Address = a
 	if a.Is4() && !p.hasNetmask {
-		f.PrefixLen = n
+		f.PrefixLen = int(n)
 	}
 	return nil
 }
