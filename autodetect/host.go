@@ -27,8 +27,8 @@ var (
 
 const localPrefix4 = 16
 
-// ErrUnusable is returned when an interface that the user insists on (outbound
-// interface) cannot carry the family. Its text is one other programs match.
+// ErrUnusable is returned when an outbound interface that there is cannot carry the family, or is
+// one for a family that is disabled. Its text is one other programs match.
 var ErrUnusable error = fatalText("External interface not usable")
 
 // ErrNoIPv6 is returned when only IPv6 is wanted and the kernel has none. Its text is
@@ -59,8 +59,9 @@ type FamilyOptions struct {
 // slices must not be written to.
 type Host struct {
 	V4, V6 Family
-	// Notices are the informational messages for the user, in order.
-	Notices []string
+	// Notices are the informational messages for the user, in order, and Warnings are those that say that
+	// something is not as the user wants it.
+	Notices, Warnings []string
 }
 
 // Family is what a guest is to have of one address family.
@@ -106,8 +107,9 @@ func (h *Host) TapName() string {
 
 // Detect reads the configuration of the network namespace the calling thread is in.
 //
-// Having no network at all is not an error. Errors are: an interface of Options that
-// does not exist, ErrUnusable, ErrNoIPv6, and a kernel that does not answer.
+// Having no network at all is not an error, nor is an outbound interface that does not exist: it may come, and
+// until then flows say that they cannot use it. Errors are: a template of Options that does not
+// exist, ErrUnusable, ErrNoIPv6, and a kernel that does not answer.
 func Detect(o Options) (*Host, error) {
 	conn, err := rtnl.Open()
 	if err != nil {
@@ -116,7 +118,7 @@ func Detect(o Options) (*Host, error) {
 	defer conn.Close()
 
 	var h Host
-	if !o.V6.Disabled && !ipv6Available() {
+	if !o.V6.Disabled && !IPv6Available() {
 		if o.V4.Disabled {
 			return nil, ErrNoIPv6
 		}
@@ -137,9 +139,9 @@ func Detect(o Options) (*Host, error) {
 	return &h, nil
 }
 
-// ipv6Available tells whether the kernel has IPv6 at all, as it has not when booted with
+// IPv6Available tells whether the kernel has IPv6 at all, as it has not when booted with
 // ipv6.disable=1.
-func ipv6Available() bool {
+func IPv6Available() bool {
 	fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return !errors.Is(err, unix.EAFNOSUPPORT)
@@ -199,16 +201,20 @@ func (d *detector) link(index int) (rtnl.Link, error) {
 // family finds out all about one of them.
 func (d *detector) family(fam family, o FamilyOptions) (Family, error) {
 	if o.Disabled {
+		if o.Outbound != "" {
+			return Family{}, ErrUnusable
+		}
 		return Family{}, nil
 	}
 	link := d.wanted
 	forced := false
 	if link.Index == 0 && o.Outbound != "" {
-		var err error
-		if link, err = d.conn.LinkByName(o.Outbound); err != nil {
-			return Family{}, ErrUnusable
+		l, err := d.conn.LinkByName(o.Outbound)
+		if err == nil {
+			link, forced = l, true
+		} else {
+			d.host.Warnings = append(d.host.Warnings, fmt.Sprintf("Outbound interface %s (%s): %s", o.Outbound, fam.name, reason(err)))
 		}
-		forced = true
 	}
 
 	messages, routes, err := d.conn.Routes(fam.af)

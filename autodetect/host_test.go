@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"testing"
 
 	"fusilli/autodetect/rtnl/nstest"
@@ -211,10 +212,43 @@ func TestDetectErrors(t *testing.T) {
 			t.Errorf("%s: %v, want %s", tt.name, err, tt.want)
 		}
 	}
-	for _, name := range []string{"eth77", "e0"} {
-		if _, err := Detect(Options{V4: FamilyOptions{Outbound: name}}); !errors.Is(err, ErrUnusable) {
-			t.Errorf("outbound %s: %v, want ErrUnusable", name, err)
+	for name, o := range map[string]Options{
+		"an interface without an address": {V4: FamilyOptions{Outbound: "e0"}},
+		"a disabled family":               {V4: FamilyOptions{Outbound: "e2", Disabled: true}},
+		"no such interface, disabled":     {V6: FamilyOptions{Outbound: "eth77", Disabled: true}},
+		"a template, disabled":            {Interface: "e2", V6: FamilyOptions{Outbound: "eth77", Disabled: true}},
+	} {
+		if _, err := Detect(o); !errors.Is(err, ErrUnusable) {
+			t.Errorf("outbound, %s: %v, want ErrUnusable", name, err)
 		}
+	}
+}
+
+// An outbound interface that is not there leaves the template to the default route, and is told.
+func TestDetectWithoutOutbound(t *testing.T) {
+	nstest.Enter(t)
+	nstest.IP(t, three+`
+address add 192.0.2.2/24 dev e1
+route add default via 192.0.2.1 dev e1
+address add 2001:db8::2/64 dev e1 nodad
+route add default via 2001:db8::1 dev e1
+`)
+	want, err := Detect(Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := Detect(Options{V4: FamilyOptions{Outbound: "eth77"}, V6: FamilyOptions{Outbound: "eth77"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got.V4.Name == "" || got.V4.Name != want.V4.Name || got.V6.Name != want.V6.Name {
+		t.Errorf("templates %q and %q, want %q and %q", got.V4.Name, got.V6.Name, want.V4.Name, want.V6.Name)
+	}
+	if !slices.Equal(got.Warnings, []string{"Outbound interface eth77 (IPv4): No such device", "Outbound interface eth77 (IPv6): No such device"}) {
+		t.Errorf("warnings %q", got.Warnings)
+	}
+	if got, err = Detect(Options{Interface: want.V4.Name, V4: FamilyOptions{Outbound: "eth77"}}); err != nil || len(got.Warnings) > 0 {
+		t.Errorf("with a template: %v, %q", err, got.Warnings)
 	}
 }
 

@@ -2,9 +2,7 @@ package app
 
 import (
 	"context"
-	"fmt"
 	"net"
-	"os"
 	"sync"
 
 	"go.uber.org/zap"
@@ -14,7 +12,6 @@ import (
 	"fusilli/config"
 	"fusilli/internal/pesto"
 	"fusilli/internal/process"
-	"fusilli/internal/unixsock"
 )
 
 // controlName is the name under which the translator gets the control socket.
@@ -22,14 +19,6 @@ const controlName = "control"
 
 // controlQueue is the number of clients that wait for the control socket.
 const controlQueue = 128
-
-// listenControl opens the control socket, if cfg asks for one, with the rights of the user who started us.
-func listenControl(cfg *config.Config) (*os.File, error) {
-	if cfg.ControlPath == "" {
-		return nil, nil
-	}
-	return unixsock.Listen(controlName, cfg.ControlPath, controlQueue)
-}
 
 // control is the server of a translator's control socket; nil: none.
 type control struct {
@@ -39,14 +28,9 @@ type control struct {
 
 // openControl takes over the control socket, if the launcher has passed one on.
 func openControl(cfg *config.Config, host *autodetect.Host, env *process.Env, p *ports, log *zap.Logger) (*control, error) {
-	f, ok := env.File(controlName)
-	if !ok {
-		return nil, nil
-	}
-	defer f.Close()
-	l, err := net.FileListener(f)
-	if err != nil {
-		return nil, fmt.Errorf("control socket: %w", err)
+	l, err := takeSocket(controlName, env, log)
+	if l == nil {
+		return nil, err
 	}
 	return &control{&pesto.Server{
 		Forwarding: controlled{p.Forwarder, log},

@@ -29,6 +29,23 @@ func portRules(cfg *config.Config, host *autodetect.Host, env *process.Env, log 
 	if hostKernel().LocalPorts.High == 0 {
 		log.Warn("Couldn't read the range of ephemeral ports, assuming " + config.DefaultEphemeral.String())
 	}
+	table, err := checkRules(cfg, host, log)
+	if err != nil {
+		return nil, err
+	}
+	for _, w := range table.Warnings {
+		log.Warn(w)
+	}
+	if env.NetNS == nil { // nothing to look into, nor to listen in
+		table.Outbound = nil
+		table.Inbound = slices.DeleteFunc(table.Inbound, func(r config.Rule) bool { return r.Scan })
+	}
+	return table, nil
+}
+
+// checkRules returns the rules that the port specifiers of cfg make. Why one is refused is logged before
+// the error is returned.
+func checkRules(cfg *config.Config, host *autodetect.Host, log *zap.Logger) (*config.Table, error) {
 	table, err := config.Rules(cfg.Ports, ruleEnv(cfg, host))
 	if err != nil {
 		var refused *config.Error
@@ -38,13 +55,6 @@ func portRules(cfg *config.Config, host *autodetect.Host, env *process.Env, log 
 			}
 		}
 		return nil, err
-	}
-	for _, w := range table.Warnings {
-		log.Warn(w)
-	}
-	if env.NetNS == nil { // nothing to look into, nor to listen in
-		table.Outbound = nil
-		table.Inbound = slices.DeleteFunc(table.Inbound, func(r config.Rule) bool { return r.Scan })
 	}
 	return table, nil
 }
@@ -206,15 +216,18 @@ func translateLocally(ctx context.Context, cfg *config.Config, host *autodetect.
 	if err != nil {
 		return err
 	}
+	var open undo
+	defer open.do()
+	open.add(ports.Close)
 	ctl, err := openControl(cfg, host, env, ports, log)
-	if err == nil {
-		err = env.Ready()
-	}
 	if err != nil {
-		ports.Close()
-		ctl.close()
 		return err
 	}
+	open.add(ctl.close)
+	if err := env.Ready(); err != nil {
+		return err
+	}
+	open.forget()
 	defer ctl.serve(ctx)()
 	watch := observe(cfg, nil, log)
 	defer watch.close()

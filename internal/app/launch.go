@@ -5,9 +5,13 @@ import (
 	"fmt"
 	"os"
 
+	"go.uber.org/zap"
+
+	"fusilli/autodetect"
 	"fusilli/config"
 	"fusilli/internal/process"
 	"fusilli/internal/slirp"
+	"fusilli/internal/unixsock"
 )
 
 // launch is the part of the process the user started.
@@ -25,6 +29,10 @@ func launch(start *process.Start, cfg *config.Config, spec process.Spec, version
 	if err != nil {
 		return fail(err.Error())
 	}
+	if guest != nil {
+		defer guest.Close()
+		start.Pass(guest)
+	}
 	if err := process.CloseStray(); err != nil {
 		return fail("Failed to close files leaked by parent: " + err.Error())
 	}
@@ -40,30 +48,66 @@ func launch(start *process.Start, cfg *config.Config, spec process.Spec, version
 		return fail(err.Error())
 	}
 	defer log.Close()
-	if guest == nil && cfg.Mode == config.Passt {
-		if guest, err = listenGuest(cfg, log.Logger); err != nil {
-			log.Error(err.Error())
-			return 1
-		}
+	made := &sockets{start: start}
+	defer made.close()
+	if err = checkHost(cfg, log.Logger); err == nil {
+		err = openSockets(cfg, guest, made, log.Logger)
 	}
-	if guest != nil {
-		defer guest.Close()
-		start.Pass(guest)
-	}
-	ctl, err := listenControl(cfg)
 	if err != nil {
+		made.remove()
 		log.Error(err.Error())
 		return 1
 	}
-	if ctl != nil {
-		defer ctl.Close()
-		start.Pass(ctl)
-	}
+	spec.Made = made.paths
 	status, err := process.Launch(start, spec, log.Logger)
 	if err != nil {
 		log.Error(err.Error())
 	}
 	return status
+}
+
+// checkHost finds what is wrong with cfg on this host before anything is made for it. The translator looks
+// again, and finds what takes longer to see.
+func checkHost(cfg *config.Config, log *zap.Logger) error {
+	c4, c6 := &cfg.IPv4, &cfg.IPv6
+	outbound := c4.OutboundIf != "" || c6.OutboundIf != ""
+	if cfg.SpliceOnly && outbound {
+		return autodetect.ErrUnusable
+	}
+	host := &autodetect.Host{}
+	if cfg.Interface != "" || outbound || !c4.Enabled {
+		var err error
+		if host, err = autodetect.Detect(detection(cfg)); err != nil {
+			return err
+		}
+	} else {
+		host.V4.Index = autodetect.Local
+		if c6.Enabled && autodetect.IPv6Available() {
+			host.V6.Index = autodetect.Local
+		}
+	}
+	_, err := checkRules(cfg, host, log)
+	return err
+}
+
+// openSockets opens the sockets that cfg asks for, with the rights of the user who started us, unless guest
+// is one already.
+func openSockets(cfg *config.Config, guest *os.File, made *sockets, log *zap.Logger) error {
+	if guest == nil && cfg.Mode == config.Passt {
+		l, err := listenGuest(cfg, log)
+		if err != nil {
+			return err
+		}
+		made.pass(l, cfg.VM.Socket)
+	}
+	if cfg.ControlPath != "" {
+		l, err := unixsock.Listen(controlName, cfg.ControlPath, controlQueue)
+		if err != nil {
+			return err
+		}
+		return made.passForUser(l, cfg.ControlPath)
+	}
+	return nil
 }
 
 // refuse says what is wrong with a command line.

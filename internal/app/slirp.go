@@ -9,12 +9,14 @@ import (
 	"os"
 	"sync"
 
+	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
 	"fusilli/actors/forward"
 	"fusilli/config"
 	"fusilli/internal/process"
 	"fusilli/internal/slirp"
+	"fusilli/internal/unixsock"
 )
 
 // apiName is the name under which the translator gets the API socket.
@@ -53,17 +55,22 @@ func launchSlirp(start *process.Start, cfg *config.Config, o *slirp.Options, spe
 	if err := process.CloseStray(); err != nil {
 		return fail("Failed to close files leaked by parent: " + err.Error())
 	}
+	made := &sockets{start: start}
+	defer made.close()
 	if o.APISocket != "" {
 		f, err := listenAPI(o.APISocket)
 		if err != nil {
 			return fail(fmt.Sprintf("cannot bind API socket %s: %s", o.APISocket, process.Reason(err)))
 		}
-		defer f.Close()
-		start.Pass(f)
+		if err := made.passForUser(f, o.APISocket); err != nil {
+			made.remove()
+			return fail(err.Error())
+		}
 	}
 	if o.BESS {
 		f, err := acceptBESS(o.Target)
 		if err != nil {
+			made.remove()
 			return fail(err.Error())
 		}
 		defer f.Close()
@@ -74,9 +81,11 @@ func launchSlirp(start *process.Start, cfg *config.Config, o *slirp.Options, spe
 	spec.RunAs = &process.User{UID: os.Geteuid(), GID: os.Getegid()}
 	log, err := openLog(start, cfg, version)
 	if err != nil {
+		made.remove()
 		return fail(err.Error())
 	}
 	defer log.Close()
+	spec.Made = made.paths
 	status, err := process.Launch(start, spec, log.Logger)
 	if err != nil {
 		log.Error(err.Error())
@@ -178,7 +187,7 @@ func acceptBESS(path string) (*os.File, error) {
 	}
 }
 
-// listenAt opens a listening socket at path. One that was left there is replaced.
+// listenAt opens a listening socket at path that only the user can connect to. One that was left there is replaced.
 func listenAt(path string, kind int) (int, error) {
 	if st, err := os.Lstat(path); err == nil && st.Mode()&os.ModeSocket != 0 {
 		os.Remove(path) // or bind says why not
@@ -187,7 +196,7 @@ func listenAt(path string, kind int) (int, error) {
 	if err != nil {
 		return -1, err
 	}
-	if err = unix.Bind(fd, &unix.SockaddrUnix{Name: path}); err == nil {
+	if err = unixsock.Bind(fd, path); err == nil {
 		err = unix.Listen(fd, unix.SOMAXCONN)
 	}
 	if err != nil {
@@ -204,17 +213,19 @@ type api struct {
 }
 
 // openAPI takes over the API socket, if the launcher has passed one on.
-func openAPI(cfg *config.Config, env *process.Env, p *ports) (*api, error) {
-	f, ok := env.File(apiName)
-	if !ok {
-		return nil, nil
-	}
-	defer f.Close()
-	l, err := net.FileListener(f)
-	if err != nil {
-		return nil, fmt.Errorf("API socket: %w", err)
+func openAPI(cfg *config.Config, env *process.Env, p *ports, log *zap.Logger) (*api, error) {
+	l, err := takeSocket(apiName, env, log)
+	if l == nil {
+		return nil, err
 	}
 	return &api{slirp.NewAPI(slirpPorts{p.Forwarder}, cfg.IPv4.Address), l}, nil
+}
+
+// close is for an API socket that is not served.
+func (a *api) close() {
+	if a != nil {
+		a.listener.Close()
+	}
 }
 
 // serve answers requests until ctx ends or the function it returns is called, which waits for the

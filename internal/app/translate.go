@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net/netip"
+	"slices"
 	"time"
 
 	"go.uber.org/zap"
@@ -42,6 +43,9 @@ func translate(ctx context.Context, cfg *config.Config, env *process.Env, log *z
 	for _, n := range host.Notices {
 		log.Info(n)
 	}
+	for _, w := range host.Warnings {
+		log.Warn(w)
+	}
 	table, err := portRules(cfg, host, env, log)
 	if err != nil {
 		return err
@@ -53,6 +57,9 @@ func translate(ctx context.Context, cfg *config.Config, env *process.Env, log *z
 	if err != nil {
 		return err
 	}
+	var open undo // what the parts close once they run
+	defer open.do()
+	open.add(func() { link.Close() })
 	dns, warnings := names(cfg, host)
 	for _, w := range warnings {
 		log.Warn(w)
@@ -85,22 +92,23 @@ func translate(ctx context.Context, cfg *config.Config, env *process.Env, log *z
 	defer nb.close()
 	ports, err := listen(cfg, host, env, table, engine, ec.Announce, ec.Limit, log)
 	if err != nil {
-		link.Close()
 		return err
 	}
-	api, err := openAPI(cfg, env, ports)
-	var ctl *control
-	if err == nil {
-		ctl, err = openControl(cfg, host, env, ports, log)
-	}
-	if err == nil {
-		err = env.Ready()
-	}
+	open.add(ports.Close)
+	api, err := openAPI(cfg, env, ports, log)
 	if err != nil {
-		ports.Close()
-		link.Close()
 		return err
 	}
+	open.add(api.close)
+	ctl, err := openControl(cfg, host, env, ports, log)
+	if err != nil {
+		return err
+	}
+	open.add(ctl.close)
+	if err := env.Ready(); err != nil {
+		return err
+	}
+	open.forget()
 	defer api.serve(ctx)()
 	defer ctl.serve(ctx)()
 	if cfg.ConfigNet || cfg.Mode == config.Passt && cfg.FD >= 0 && !cfg.VhostUser {
@@ -112,6 +120,20 @@ func translate(ctx context.Context, cfg *config.Config, env *process.Env, log *z
 	err = ports.together(running, func(ctx context.Context) error { return nb.beside(ctx, engine) })
 	dumpCounts(log, engine.Counters(), ports.splicer)
 	return lostLink(err, log)
+}
+
+// undo closes what was opened one after the other, the last first, unless all of it could be.
+type undo []func()
+
+func (u *undo) add(f func()) { *u = append(*u, f) }
+
+// forget is for when there is nothing to undo any more.
+func (u *undo) forget() { *u = nil }
+
+func (u *undo) do() {
+	for _, f := range slices.Backward(*u) {
+		f()
+	}
 }
 
 // connect opens the guest's link.

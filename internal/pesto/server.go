@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"fusilli/config"
+	"fusilli/internal/unixsock"
 )
 
 const (
@@ -71,7 +72,7 @@ func (s *Server) client(ctx context.Context, c net.Conn) {
 	c.SetDeadline(time.Now().Add(patience))
 	end := context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) })
 	defer end()
-	s.Log.Info(fmt.Sprintf("Accepted configuration client, PID %d", peer(c)))
+	s.Log.Info(fmt.Sprintf("Accepted configuration client, PID %d", pidOf(c)))
 	offered := s.tables()
 	if _, err := c.Write(appendGreeting(nil, offered)); err != nil {
 		s.gone(err)
@@ -101,22 +102,13 @@ func (s *Server) gone(err error) {
 	}
 }
 
-// peer returns the process at the other end of c, 0 if it is not known or not visible.
-func peer(c net.Conn) (pid int32) {
-	u, ok := c.(*net.UnixConn)
-	if !ok {
-		return 0
-	}
-	raw, err := u.SyscallConn()
+// pidOf returns the process at the other end of c, 0 if it is not known or not visible.
+func pidOf(c net.Conn) int32 {
+	peer, err := unixsock.Peer(c)
 	if err != nil {
 		return 0
 	}
-	raw.Control(func(fd uintptr) {
-		if cred, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil {
-			pid = cred.Pid
-		}
-	})
-	return pid
+	return peer.Pid
 }
 
 // tables are those there are now.

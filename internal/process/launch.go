@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"slices"
 	"syscall"
 	"time"
 
@@ -45,6 +46,7 @@ func Launch(start *Start, spec Spec, log *zap.Logger) (int, error) {
 	}
 	if err != nil {
 		l.abandon()
+		l.undo()
 		return 1, err
 	}
 	return l.supervise()
@@ -57,10 +59,11 @@ type launcher struct {
 	start   *Start
 	signals chan os.Signal
 
-	user    User
-	change  bool // user is not who we are
-	pidFile *os.File
-	files   []*os.File // to be closed at the end
+	user       User
+	change     bool // user is not who we are
+	pidFile    *os.File
+	newPIDFile bool       // there was none before
+	files      []*os.File // to be closed at the end
 
 	translator *child
 	holder     *holder // nil unless there is a command
@@ -135,6 +138,17 @@ func (c *child) await() {
 	}
 }
 
+// undo removes what was made for a translator that there is none of.
+func (l *launcher) undo() {
+	made := l.spec.Made
+	if l.newPIDFile {
+		made = append(slices.Clone(made), l.spec.PIDFile)
+	}
+	for _, path := range made {
+		os.Remove(path) // we may be another user by now, who may not
+	}
+}
+
 func (l *launcher) abandon() {
 	if l.holder != nil {
 		l.holder.kill()
@@ -166,7 +180,11 @@ func (l *launcher) keep(f *os.File) *os.File {
 func (l *launcher) begin() error {
 	l.user, l.change = selectUser(l.spec.RunAs, l.log)
 	if l.spec.PIDFile != "" {
-		f, err := openFile(l.spec.PIDFile, unix.O_CREAT|unix.O_TRUNC|unix.O_WRONLY, 0o600)
+		f, err := openFile(l.spec.PIDFile, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY, 0o600)
+		l.newPIDFile = err == nil
+		if errors.Is(err, unix.EEXIST) {
+			f, err = openFile(l.spec.PIDFile, unix.O_CREAT|unix.O_TRUNC|unix.O_WRONLY, 0o600)
+		}
 		if err != nil {
 			return Failf("Couldn't open PID file %s: %s", l.spec.PIDFile, Reason(err))
 		}

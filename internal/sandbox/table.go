@@ -198,7 +198,7 @@ var calls = sync.OnceValue(func() []call {
 			{name: "pwrite64", nr: unix.SYS_PWRITE64, modes: both, phases: always, why: "log file: add a line, cut"},
 			{name: "fallocate", nr: unix.SYS_FALLOCATE, modes: both, phases: always, why: "log file: cut the oldest part out"},
 			{name: "ftruncate", nr: unix.SYS_FTRUNCATE, modes: both, phases: always, why: "log file: cut"},
-			{name: "fstat", nr: unix.SYS_FSTAT, modes: both, phases: always, why: "log and capture file: size and block size"},
+			{name: "fstat", nr: unix.SYS_FSTAT, modes: both, phases: always, why: "log and capture file: size and block size; control socket: mode"},
 			{name: "fsync", nr: unix.SYS_FSYNC, modes: both, phases: always, why: "log and capture file at the end"},
 
 			{name: "ppoll", nr: unix.SYS_PPOLL, modes: both, phases: always, why: "look whether a socket is ready"},

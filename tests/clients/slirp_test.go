@@ -407,6 +407,9 @@ func TestSlirpAPI(t *testing.T) {
 		b := newBed(t)
 		socket := filepath.Join(scratch(t), "api")
 		s := start(t, b, program, "-c", "--api-socket="+socket)
+		if st, err := os.Stat(socket); err != nil || program == ours && st.Mode().Perm() != 0o600 {
+			t.Errorf("socket %v, %v; want mode 0600", st.Mode(), err)
+		}
 		greet(t, s.target.NS, "10.0.2.100:80")
 		echo(t, s.target.NS, "10.0.2.100:81")
 		for _, row := range []struct{ request, want string }{
