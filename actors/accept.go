@@ -2,6 +2,7 @@ package actors
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"net/netip"
 	"time"
@@ -155,6 +156,38 @@ func (e *Engine) AcceptUDP(fd int, k flow.Key, first [][]byte) {
 		e.refused(&k, err)
 		unix.Close(fd)
 	}
+}
+
+// listenerProto is the protocol in the keys of ports that serve listeners: one that no frame has.
+const listenerProto = frame.ProtoUDP | 1<<15
+
+// ServeUDP has the guest's link carry what comes to fd, a non-blocking datagram socket of l's, and the guest's
+// answers to that: all peers share the socket, and each is a flow of its own to the table, the limits, the
+// counters and the log. That goes on until nobody has anything to say, until stop is called, or until the engine
+// ends; then l is told.
+//
+// fd belongs to the engine from here on. Errors are those of Engine.start; fd is closed then. ServeUDP may be
+// called by anyone at any time, and does not wait.
+func (e *Engine) ServeUDP(fd int, l flow.Listener) (stop func(), err error) {
+	k := flow.Key{Proto: listenerProto}
+	binary.NativeEndian.PutUint64(k.Guest[:], e.listeners.Add(1))
+	p := flow.NewPort(k)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if err = errEnded; !e.ended {
+		err = e.table.Insert(p)
+	}
+	if err != nil {
+		unix.Close(fd)
+		return nil, err
+	}
+	e.flows.Go(func() {
+		works := false // if there is a fault
+		defer func() { l.Ended(works) }()
+		defer e.end(p)
+		works = udp.ServeListener(e.env, p, fd, l)
+	})
+	return p.Stop, nil
 }
 
 // carries reports whether k, of a flow that the host asks for, names two ends there can be.

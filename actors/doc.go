@@ -13,7 +13,8 @@
 // A frame that opens a flow makes one, in Engine.create and nowhere else, so that limits, counters
 // and rules are applied to all of them. Every flow is a goroutine of its own (packages tcp, udp and
 // icmp), but for those of one UDP port of the guest's to ordinary hosts, which share one: the table finds the
-// first by the guest's end alone, and it adds the others' keys as aliases of its port. A panic in a flow ends that flow only. Frames that belong to no flow (ARP, neighbour
+// first by the guest's end alone, and it adds the others' keys as aliases of its port; and but for those that peers
+// begin at a forwarded UDP port, which share one likewise. A panic in a flow ends that flow only. Frames that belong to no flow (ARP, neighbour
 // discovery, segments of unknown connections) go to the service goroutine, whose mailbox is bounded
 // like all others, so that a flood of requests does not slow the flows.
 //

@@ -83,6 +83,8 @@ type Engine struct {
 	door     door
 	sharing  sharing
 
+	listeners atomic.Uint64 // that were served so far
+
 	mu    sync.Mutex // between a flow's beginning and the engine's end
 	ended bool       // no more flows
 	heirs map[flow.Key]*heir

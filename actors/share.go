@@ -85,29 +85,51 @@ func (e shares) Disclaim(p *flow.Port, port uint16) {
 
 // Join implements flow.Sharing. It counts and tells of the flow as of others.
 func (e shares) Join(p *flow.Port, k *flow.Key) (*flow.Member, error) {
-	if !e.roster.AddShared() {
+	m, err := e.join(p, k, false)
+	if err == nil {
+		m.Announced = e.cfg.Announce.FromGuest(k, netip.AddrPortFrom(frame.NetIP(k.Remote), k.RemotePort))
+	}
+	return m, err
+}
+
+// Meet implements flow.Sharing.
+func (e shares) Meet(p *flow.Port, k *flow.Key, peer, local netip.AddrPort) (*flow.Member, error) {
+	if e.cfg.NoUDP || !e.carries(k) {
+		return nil, errNotCarried
+	}
+	m, err := e.join(p, k, true)
+	if err == nil {
+		m.Announced = e.cfg.Announce.FromHost(k, peer, local)
+	}
+	return m, err
+}
+
+func (e shares) join(p *flow.Port, k *flow.Key, fromHost bool) (*flow.Member, error) {
+	if !e.roster.AddShared(fromHost) {
 		e.env.Counters.TableFull.Reached(e.cfg.Log, "Flow table is full, new flows are refused")
 		return nil, flow.ErrFull
 	}
-	m := &flow.Member{Alias: flow.NewAlias(*k, p, true)}
+	m := &flow.Member{Alias: flow.NewAlias(*k, p, true), FromHost: fromHost}
 	if err := e.table.Add(m.Alias); err != nil {
-		e.roster.RemoveShared(1)
+		e.roster.RemoveShared(fromHost)
 		if err == flow.ErrFull {
 			e.env.Counters.TableFull.Reached(e.cfg.Log, "Flow table is full, new flows are refused")
 		}
 		return nil, err
 	}
 	e.env.Counters.UDP.Add(1)
-	m.Announced = e.cfg.Announce.FromGuest(k, netip.AddrPortFrom(frame.NetIP(k.Remote), k.RemotePort))
 	return m, nil
 }
 
 // Leave implements flow.Sharing.
 func (e shares) Leave(m *flow.Member) {
 	e.table.Drop(m.Alias)
-	e.roster.RemoveShared(1)
+	e.roster.RemoveShared(m.FromHost)
 	m.Announced.End()
 }
+
+// Accept implements flow.Sharing.
+func (e shares) Accept(fd int, k flow.Key) { e.AcceptUDP(fd, k, nil) }
 
 // Elsewhere implements flow.Sharing.
 func (e shares) Elsewhere(run flow.Run) { e.deal(run, nil) }

@@ -110,12 +110,12 @@ func (r *Roster) Remove(p *Port) {
 	p.leaveQueue()
 }
 
-// AddShared counts one more flow of UDP from the guest, which shares the socket of another, and reports
-// whether it may exist. If so, RemoveShared is to be called at its end.
-func (r *Roster) AddShared() bool {
+// AddShared counts one more flow of UDP, which shares the socket of others, and reports whether it may exist. If
+// so, RemoveShared is to be called at its end.
+func (r *Roster) AddShared(fromHost bool) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	k := &r.kinds[udpOut]
+	k := &r.kinds[sharedKind(fromHost)]
 	if k.n >= r.most {
 		return false
 	}
@@ -123,11 +123,18 @@ func (r *Roster) AddShared() bool {
 	return true
 }
 
-// RemoveShared counts n such flows less.
-func (r *Roster) RemoveShared(n int) {
+// RemoveShared counts one such flow less.
+func (r *Roster) RemoveShared(fromHost bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.kinds[udpOut].n -= n
+	r.kinds[sharedKind(fromHost)].n--
+}
+
+func sharedKind(fromHost bool) int {
+	if fromHost {
+		return udpIn
+	}
+	return udpOut
 }
 
 // Oldest returns a flow that is to give way, so that there is room for another; nil if none is to.

@@ -1,5 +1,7 @@
 package flow
 
+import "net/netip"
+
 // Sharing is what the actor of a UDP flow needs to carry others from the same port of the guest with the
 // same socket. Any goroutine may call it.
 type Sharing interface {
@@ -11,18 +13,24 @@ type Sharing interface {
 
 	// Join has the flow k be p's. Errors are those of Table's Insert.
 	Join(p *Port, k *Key) (*Member, error)
-	// Leave ends what Join has begun.
+	// Meet is Join for a flow that peer has begun, with local.
+	Meet(p *Port, k *Key, peer, local netip.AddrPort) (*Member, error)
+	// Leave ends what Join or Meet has begun.
 	Leave(m *Member)
 
 	// Elsewhere has the frames of r, which are not p's, go to flows of their own. The caller does not
 	// hold r any more.
 	Elsewhere(r Run)
+	// Accept begins the flow k with fd, a non-blocking socket connected to its peer, which has begun it. The
+	// caller does not hold fd any more.
+	Accept(fd int, k Key)
 }
 
 // Member is a flow that shares the socket of another.
 type Member struct {
 	Alias     *Alias
 	Announced *Announced
+	FromHost  bool // the peer has begun
 }
 
 // Share has a be the key by which the guest's next flow of the same port finds p. It is called before

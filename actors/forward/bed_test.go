@@ -7,6 +7,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -60,7 +61,14 @@ type twin struct {
 
 	listens map[uint16]int
 	shared  []uint16
+
+	serving sync.WaitGroup
+
+	hold atomic.Pointer[chan struct{}] // UDP waits until it is closed
+	held atomic.Int32
 }
+
+func (w *twin) holdUDP(until chan struct{}) { w.hold.Store(&until) }
 
 func (w *twin) note(fd int, b begun) {
 	w.mu.Lock()
@@ -105,9 +113,52 @@ func (w *twin) Shared() []uint16 {
 	return slices.Clone(w.shared)
 }
 
-func (w *twin) AcceptUDP(fd int, k flow.Key, first [][]byte) {
-	from, to := ends(k)
-	w.note(fd, begun{Kind: "tap UDP", From: from, To: to, First: texts(first)})
+// ServeUDP stands for an actor of the guest's link: each peer's first datagram begins a flow, with a socket of its
+// own by which the test can answer.
+func (w *twin) ServeUDP(fd int, l flow.Listener) (stop func(), err error) {
+	file := os.NewFile(uintptr(fd), "listener")
+	raw, err := file.SyscallConn()
+	if err != nil {
+		file.Close()
+		return nil, err
+	}
+	w.serving.Go(func() {
+		defer l.Ended(true)
+		defer file.Close()
+		b := newBatch()
+		for {
+			n, e := 0, unix.Errno(0)
+			err := raw.Read(func(fd uintptr) bool {
+				if n, e = b.receive(int(fd)); e == unix.EAGAIN {
+					l.Drained()
+				}
+				return e != unix.EAGAIN
+			})
+			if err != nil {
+				return
+			}
+			for i := range n {
+				d, ok := b.datagram(i)
+				if !ok {
+					continue
+				}
+				s := flow.Sender{Peer: d.from.AddrPort, Scope: d.from.scope, At: d.at, Iface: d.ifIndex, Ours: true}
+				k, ok := l.Route(&s)
+				if !ok {
+					l.Elsewhere(&s, d.data)
+					continue
+				}
+				conn, err := l.Connect(&s)
+				if err != nil {
+					w.t.Errorf("a socket for %v: %v", k, err)
+					continue
+				}
+				from, to := ends(k)
+				w.note(conn, begun{Kind: "tap UDP", From: from, To: to, First: []string{string(d.data)}})
+			}
+		}
+	})
+	return func() { file.SetReadDeadline(time.Unix(1, 0)) }, nil
 }
 
 func (w *twin) Guest() rules.Guest { return w.guest }
@@ -125,6 +176,10 @@ func (w *twin) TCP(fd int, to Side, dst netip.AddrPort) {
 }
 
 func (w *twin) UDP(fd int, to Side, src, dst netip.AddrPort, first [][]byte) {
+	if c := w.hold.Load(); c != nil {
+		w.held.Add(1)
+		<-*c
+	}
 	w.note(fd, begun{Kind: to.String() + " UDP", From: src.String(), To: dst.String(), First: texts(first)})
 }
 
@@ -213,6 +268,7 @@ func newPlace(t testing.TB, change func(*Config)) *place {
 	t.Cleanup(func() {
 		cancel()
 		done.Wait()
+		p.twin.serving.Wait()
 	})
 	return p
 }

@@ -45,7 +45,7 @@ func (p *place) unreachable(t *testing.T, addr netip.Addr, port uint16) {
 // TestErrorOnAListenerLeavesIt: a client that has gone away, whose flow has ended, has the host's kernel
 // report an error on the listening socket: the next client is served all the same.
 func TestErrorOnAListenerLeavesIt(t *testing.T) {
-	p := newPlace(t, nil)
+	p := newPlace(t, func(c *Config) { c.Policy.SpliceOnly, c.Policy.KeepLoopback, c.Tap = true, true, nil }) // else an actor reads it
 	p.add(t, "-u 80")
 	for i, addr := range []string{"127.0.0.1", "::1"} {
 		a := netip.MustParseAddr(addr)

@@ -23,10 +23,9 @@ import (
 type Tap interface {
 	// AcceptTCP takes over fd, an accepted connection.
 	AcceptTCP(fd int, k flow.Key)
-	// AcceptUDP takes over fd, a socket bound to the flow's address on the host and connected to
-	// its peer, and first, what has been received already. A flow k that exists gets first:
-	// what is sent to a group always comes to the listener.
-	AcceptUDP(fd int, k flow.Key, first [][]byte)
+	// ServeUDP takes over fd, one more descriptor of the socket of l, and receives from that and answers by it,
+	// until l was told that this has ended: for want of anything to do, or because stop was called.
+	ServeUDP(fd int, l flow.Listener) (stop func(), err error)
 	// Listens says that the UDP port of the host is listened on from now on, or is not any more: with
 	// it, flows of the guest's must not take what is for the listener.
 	Listens(port uint16, on bool)
@@ -298,7 +297,8 @@ func (f *Forwarder) Run(ctx context.Context) {
 	var parts sync.WaitGroup
 	for _, s := range f.sides {
 		if s != nil {
-			parts.Go(s.serve)
+			parts.Go(func() { s.serve(&s.streams) })
+			parts.Go(func() { s.serve(&s.datagrams) })
 		}
 	}
 	if f.scans[Host] != nil {
@@ -447,8 +447,6 @@ func (f *Forwarder) connection(which Side, l *listener, fd int, peer, local endp
 // datagrams begins a flow of datagrams.
 func (f *Forwarder) datagrams(which Side, fd int, r rules.Route, first [][]byte) {
 	switch r.Place {
-	case rules.Tap:
-		f.cfg.Tap.AcceptUDP(fd, key(r, unix.IPPROTO_UDP), first)
 	case rules.Namespace:
 		f.cfg.Splice.UDP(fd, Namespace, r.Src, r.Dst, first)
 	case rules.Host:

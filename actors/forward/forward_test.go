@@ -472,8 +472,10 @@ func TestBusyListenerStarvesNobody(t *testing.T) {
 	p.twin.take()
 	for i := range 20 {
 		dial(t, p.host, "tcp", "", "127.0.0.1:80")
-		if got, _ := p.twin.take(); got.Kind != "SPLICE TCP" {
-			t.Errorf("%+v", got)
+		for got, _ := p.twin.take(); got.Kind != "SPLICE TCP"; got, _ = p.twin.take() {
+			if got.Kind != "tap UDP" {
+				t.Errorf("%+v", got)
+			}
 		}
 		rule := parse(t, fmt.Sprintf("-t %d", 1000+i)).Inbound
 		if _, err := p.Add(config.Inbound, rule...); err != nil {
@@ -483,6 +485,30 @@ func TestBusyListenerStarvesNobody(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+}
+
+// TestAcceptsDoNotWaitBehindDatagrams: connections are accepted while what datagrams begin takes as long as it likes.
+func TestAcceptsDoNotWaitBehindDatagrams(t *testing.T) {
+	p := newPlace(t, nil)
+	p.add(t, "-t 80", "-T 80", "-u 81", "-U 81")
+	free := make(chan struct{})
+	p.twin.holdUDP(free)
+	// Both sides' goroutines for datagrams are held, and the one that has the listener of the host.
+	for _, n := range []*bed.NS{p.host, p.ns} {
+		fmt.Fprint(dial(t, n, "udp", "", "127.0.0.1:81"), "x")
+	}
+	await(t, "datagrams", func() bool { return p.twin.held.Load() == 2 })
+	for _, n := range []*bed.NS{p.host, p.ns} {
+		for range 20 {
+			dial(t, n, "tcp", "", "127.0.0.1:80")
+			if got, _ := p.twin.take(); !strings.HasSuffix(got.Kind, "TCP") {
+				t.Errorf("%+v", got)
+			}
+		}
+	}
+	close(free)
+	p.twin.take()
+	p.twin.take()
 }
 
 // What is sent to a group goes to the guest with the group's address, once.

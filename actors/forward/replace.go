@@ -4,8 +4,6 @@ import (
 	"net/netip"
 	"os"
 
-	"golang.org/x/sys/unix"
-
 	"fusilli/autodetect/ports"
 	"fusilli/config"
 )
@@ -138,9 +136,14 @@ func (s *side) adopt(r, old *rule, port uint16) {
 	delete(old.listeners, port)
 	old.open.Remove(port)
 	// What is being received from l is not disturbed: it goes where it was to go.
-	heir := &listener{rule: r, fd: l.fd, slot: l.slot, port: port}
+	heir := &listener{rule: r, socket: l.socket, slot: l.slot, port: port}
+	if heir.inbound != nil {
+		heir.inbound.now.Store(heir)
+	}
 	s.listeners[l.slot] = heir
 	r.listeners[port] = heir
 	r.open.Add(port)
-	unix.EpollCtl(s.epfd, unix.EPOLL_CTL_MOD, heir.fd, heir.event(unix.EPOLLIN)) // if l rests, nobody else will wake it
+	if heir.inbound == nil {
+		s.watch(heir) // if l rests, nobody else will wake it
+	}
 }

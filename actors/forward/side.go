@@ -34,16 +34,48 @@ const (
 // listener is the socket of one port of a rule.
 type listener struct {
 	rule *rule
-	fd   int
+	*socket
 	slot uint32
 	port uint16
+}
+
+// socket is what a listener has in common with those that take its place when rules change.
+type socket struct {
+	fd      int
+	watched bool       // by the poller
+	inbound *inbound   // it is served by an actor of the guest's link; nil: it is not
+	begins  *gathering // of the goroutine that receives; nil: nothing has begun so far
 }
 
 // to is the port on the other side.
 func (l *listener) to() uint16 { return l.rule.To + (l.port - l.rule.Ports.First) }
 
-// side has the listeners of one network namespace. serve is the only goroutine that receives from
-// them.
+// poller shows which listeners have something, to one goroutine.
+type poller struct {
+	file *os.File
+	raw  syscall.RawConn
+	fd   int
+}
+
+func (p *poller) open() error {
+	fd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err != nil {
+		return os.NewSyscallError("epoll_create1", err)
+	}
+	if err := unix.SetNonblock(fd, true); err != nil {
+		unix.Close(fd)
+		return os.NewSyscallError("fcntl", err)
+	}
+	p.fd, p.file = fd, os.NewFile(uintptr(fd), "listeners")
+	if p.raw, err = p.file.SyscallConn(); err != nil {
+		p.file.Close()
+	}
+	return err
+}
+
+// side has the listeners of one network namespace. The goroutines in serve, one for connections and one for
+// datagrams, are the only ones that receive from them, but for those of datagrams that lead to the guest's link:
+// these an actor there serves while there is anything.
 type side struct {
 	f     *Forwarder
 	which Side
@@ -51,9 +83,7 @@ type side struct {
 	// do runs a function on a thread in that namespace.
 	do func(func() error) error
 
-	epoll *os.File
-	raw   syscall.RawConn
-	epfd  int
+	streams, datagrams poller
 
 	mu        sync.Mutex // guards what follows
 	listeners []*listener
@@ -63,22 +93,17 @@ type side struct {
 }
 
 func newSide(f *Forwarder, which Side, do func(func() error) error) (*side, error) {
-	fd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
-	if err != nil {
-		return nil, os.NewSyscallError("epoll_create1", err)
+	s := &side{f: f, which: which, do: do}
+	if err := s.streams.open(); err != nil {
+		return nil, err
 	}
-	if err := unix.SetNonblock(fd, true); err != nil {
-		unix.Close(fd)
-		return nil, os.NewSyscallError("fcntl", err)
+	if err := s.datagrams.open(); err != nil {
+		s.streams.file.Close()
+		return nil, err
 	}
-	s := &side{f: f, which: which, do: do, epfd: fd, epoll: os.NewFile(uintptr(fd), "listeners")}
 	s.open = opening{v4: f.cfg.IPv4, v6: f.cfg.IPv6, freeBind: f.cfg.FreeBind}
 	if which == Host {
 		s.open.scope = f.cfg.Scope
-	}
-	if s.raw, err = s.epoll.SyscallConn(); err != nil {
-		s.epoll.Close()
-		return nil, err
 	}
 	s.udp.init(s)
 	return s, nil
@@ -89,14 +114,14 @@ func newSide(f *Forwarder, which Side, do func(func() error) error) (*side, erro
 func (s *side) attach(r *rule, port uint16, fd int) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	l := &listener{rule: r, fd: fd, port: port}
+	l := &listener{rule: r, socket: &socket{fd: fd}, port: port}
 	if n := len(s.free); n > 0 {
 		l.slot, s.free = s.free[n-1], s.free[:n-1]
 	} else {
 		l.slot = uint32(len(s.listeners))
 		s.listeners = append(s.listeners, nil)
 	}
-	if err := unix.EpollCtl(s.epfd, unix.EPOLL_CTL_ADD, fd, l.event(unix.EPOLLIN)); err != nil {
+	if err := s.watch(l); err != nil {
 		s.free = append(s.free, l.slot)
 		unix.Close(fd)
 		return err
@@ -105,6 +130,31 @@ func (s *side) attach(r *rule, port uint16, fd int) error {
 	r.listeners[port] = l
 	r.open.Add(port)
 	return nil
+}
+
+func (s *side) poller(l *listener) *poller {
+	if l.rule.Protocol == config.TCP {
+		return &s.streams
+	}
+	return &s.datagrams
+}
+
+// watch has the poller show l. s.mu is held.
+func (s *side) watch(l *listener) error {
+	if l.watched {
+		return nil
+	}
+	err := unix.EpollCtl(s.poller(l).fd, unix.EPOLL_CTL_ADD, l.fd, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(l.slot)})
+	l.watched = err == nil
+	return err
+}
+
+// unwatch has the poller not show l. s.mu is held.
+func (s *side) unwatch(l *listener) {
+	if l.watched {
+		l.watched = false
+		unix.EpollCtl(s.poller(l).fd, unix.EPOLL_CTL_DEL, l.fd, nil)
+	}
 }
 
 // len is the number of listeners.
@@ -119,10 +169,6 @@ func (s *side) has(l *listener) bool {
 	return int(l.slot) < len(s.listeners) && s.listeners[l.slot] == l
 }
 
-func (l *listener) event(events uint32) *unix.EpollEvent {
-	return &unix.EpollEvent{Events: events, Fd: int32(l.slot)}
-}
-
 // detach closes the listener of port of r.
 func (s *side) detach(r *rule, port uint16) {
 	s.mu.Lock()
@@ -135,7 +181,9 @@ func (s *side) detach(r *rule, port uint16) {
 	r.open.Remove(port)
 	s.listeners[l.slot] = nil
 	s.free = append(s.free, l.slot)
-	unix.Close(l.fd) // which takes it out of the epoll instance
+	s.unwatch(l) // an actor may have the socket open
+	unix.Close(l.fd)
+	l.inbound.end(true)
 	s.tell(r, port, false)
 }
 
@@ -146,21 +194,27 @@ func (s *side) tell(r *rule, port uint16, on bool) {
 	}
 }
 
-// serve handles what arrives until the side is closed.
-func (s *side) serve() {
+// serve handles what the poller shows until the side is closed.
+func (s *side) serve(p *poller) {
 	var events [maxEvents]unix.EpollEvent
 	for {
 		n := 0
-		err := s.raw.Read(func(fd uintptr) bool {
+		err := p.raw.Read(func(fd uintptr) bool {
 			n = epollWait(int(fd), events[:])
 			return n != 0
 		})
 		if err != nil {
-			return
+			break
 		}
 		for i := range events[:max(n, 0)] {
 			s.handle(&events[i])
 		}
+		if p == &s.datagrams {
+			s.udp.finish(false)
+		}
+	}
+	if p == &s.datagrams {
+		s.udp.finish(true)
 	}
 }
 
@@ -183,6 +237,8 @@ func (s *side) handle(ev *unix.EpollEvent) {
 	case l == nil: // closed since
 	case l.rule.Protocol == config.TCP:
 		s.accept(l)
+	case s.which == Host && s.f.cfg.Tap != nil:
+		s.lend(l)
 	default:
 		s.udp.receive(l, ev.Events&unix.EPOLLERR != 0)
 	}
@@ -226,14 +282,14 @@ func (s *side) accept(l *listener) {
 }
 
 // rest takes l out of sight for a while, because of e. s.mu is held.
-func (s *side) rest(l *listener, e unix.Errno) {
+func (s *side) rest(l *listener, e error) {
 	s.f.Spent.ReachedBy(s.f.cfg.Log, "Can't accept connections", e)
-	unix.EpollCtl(s.epfd, unix.EPOLL_CTL_MOD, l.fd, l.event(0)) // or we would be woken at once
+	s.unwatch(l) // or we would be woken at once
 	time.AfterFunc(restTime, func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		if s.has(l) {
-			unix.EpollCtl(s.epfd, unix.EPOLL_CTL_MOD, l.fd, l.event(unix.EPOLLIN)) // worked before
+		if s.has(l) && l.inbound == nil {
+			s.watch(l) // worked before
 		}
 	})
 }
@@ -260,7 +316,9 @@ func (s *side) close() {
 	s.mu.Lock()
 	for _, l := range s.listeners {
 		if l != nil {
+			s.unwatch(l)
 			unix.Close(l.fd)
+			l.inbound.end(false)
 			delete(l.rule.listeners, l.port)
 			l.rule.open.Remove(l.port)
 			s.tell(l.rule, l.port, false)
@@ -268,5 +326,6 @@ func (s *side) close() {
 	}
 	s.listeners, s.free = nil, nil
 	s.mu.Unlock()
-	s.epoll.Close()
+	s.streams.file.Close()
+	s.datagrams.file.Close()
 }

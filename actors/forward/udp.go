@@ -2,6 +2,10 @@ package forward
 
 import (
 	"net/netip"
+	"os"
+	"slices"
+	"sync"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -16,25 +20,41 @@ const (
 	// maxDatagrams bounds what is received from one listener at a time. It is more than its queue
 	// holds at the usual size (net.core.rmem_default): a flow normally finds all of its datagrams.
 	maxDatagrams = 1024
-	maxFirst     = 1 << 20 // bytes a flow begins with
-	maxFaults    = 64      // errors in a row, which are off the socket then, before a listener rests
-	maxErrors    = 16      // entries taken off an error queue at a time
-	spareSockets = 32      // unbound sockets kept for flows in the namespace, of each family
+	visit        = time.Millisecond // after which other listeners have their turn
+	maxFirst     = 1 << 20          // bytes a flow begins with
+	maxFaults    = 64               // errors in a row, which are off the socket then, before a listener rests
+	maxErrors    = 16               // entries taken off an error queue at a time
+	spareSockets = 32               // unbound sockets kept for flows in the namespace, of each family
 )
 
-// udp receives from the UDP listeners of a side. The side's serve is the only goroutine that uses it.
+// udp receives from the UDP listeners of a side that lead from socket to socket. The side's serve is the only
+// goroutine that uses it, but for what mu guards.
 type udp struct {
 	s     *side
 	here  bool   // the side's namespace is that of every thread but one
 	batch *batch // nil until there is something to receive
-	buf   []byte // as long as one datagram, likewise
 
-	// Flows that began since the listener was last found empty.
+	unfinished []*listener // whose queue had more than a visit takes
+
+	mu     sync.Mutex
+	spare  [2][]int // sockets in the side's namespace, IPv4 and IPv6
+	closed bool
+}
+
+// gathering is the flows that began at one listener since it was last found empty.
+type gathering struct {
 	pending map[flowKey]*newFlow
 	order   []*newFlow
 	strays  []datagram // received by sockets of flows they do not belong to; maxDatagrams at most
+	total   int        // datagrams
+}
 
-	spare [2][]int // sockets in the guest's namespace, IPv4 and IPv6
+// gathering is what begins at l.
+func (s *socket) gathering() *gathering {
+	if s.begins == nil {
+		s.begins = new(gathering)
+	}
+	return s.begins
 }
 
 // flowKey is what tells flows of one listener apart.
@@ -59,21 +79,20 @@ type datagram struct {
 	data    []byte
 }
 
-func (u *udp) init(s *side) {
-	u.s, u.here = s, s.which == Host
-	u.pending = make(map[flowKey]*newFlow)
-}
+func (u *udp) init(s *side) { u.s, u.here = s, s.which == Host }
 
-// receive takes what l has, and begins the flows it belongs to. failed says that there may be errors.
+// receive takes what l has, for as long as a visit is, and begins the flows it belongs to when that was all. failed
+// says that there may be errors.
 func (u *udp) receive(l *listener, failed bool) {
 	if u.batch == nil {
-		u.batch, u.buf = newBatch(), make([]byte, datagramSize)
+		u.batch = newBatch()
 	}
 	if failed {
 		u.errors(l)
 	}
+	g := l.gathering()
 	faults := 0
-	for total := 0; total < maxDatagrams; {
+	for end := time.Now().Add(visit); g.total < maxDatagrams; {
 		n, e := u.read(l)
 		if e == unix.EAGAIN || e == unix.EBADF {
 			break
@@ -88,21 +107,39 @@ func (u *udp) receive(l *listener, failed bool) {
 				break
 			}
 		}
-		total++ // an error was pending, and is no more
+		g.total++ // an error was pending, and is no more
 		for i := range n {
 			if d, ok := u.batch.datagram(i); ok {
-				u.sort(l, d)
+				u.sort(g, l, d, u.s.f.route)
 			}
 		}
-		total += n
+		g.total += n
+		if n == batchLen && time.Now().After(end) {
+			u.unfinished = append(u.unfinished, l)
+			return // others have something as well, and there is more here
+		}
 	}
-	// What these have sent before is what the listener had.
-	for len(u.strays) > 0 {
-		d := u.strays[0]
-		u.strays = u.strays[1:]
-		u.sort(l, d)
+	u.begin(g, l)
+}
+
+// finish begins the flows of listeners whose queue is not looked at any more: those that are closed, or all of them.
+func (u *udp) finish(all bool) {
+	if len(u.unfinished) == 0 {
+		return
 	}
-	u.begin(l)
+	left := u.unfinished[:0]
+	for _, l := range u.unfinished {
+		u.s.mu.Lock()
+		has := u.s.has(l)
+		u.s.mu.Unlock()
+		if all || !has {
+			u.begin(l.gathering(), l)
+		} else if len(l.gathering().order) > 0 && !slices.Contains(left, l) {
+			left = append(left, l)
+		}
+	}
+	clear(u.unfinished[len(left):])
+	u.unfinished = left
 }
 
 // read receives a batch from l.
@@ -115,19 +152,22 @@ func (u *udp) read(l *listener) (int, unix.Errno) {
 	return u.batch.receive(l.fd)
 }
 
-// sort adds d to the flow it belongs to.
-func (u *udp) sort(l *listener, d datagram) {
-	flow := u.pending[d.flowKey]
+// sort adds d to the flow it belongs to, which leads where route says.
+func (u *udp) sort(g *gathering, l *listener, d datagram, route func(Side, *listener, netip.AddrPort, netip.Addr) rules.Route) {
+	flow := g.pending[d.flowKey]
 	if flow == nil {
 		if !d.from.unicast() {
 			u.s.f.invalid("Invalid endpoint on UDP recvfrom()", d.from.AddrPort)
 			return
 		}
-		flow = &newFlow{fd: -1, route: u.s.f.route(u.s.which, l, d.from.AddrPort, d.at)}
-		u.pending[d.flowKey] = flow
-		u.order = append(u.order, flow)
-		if flow.route.Place != rules.Nowhere {
-			u.open(l, flow, d)
+		flow = &newFlow{fd: -1, route: route(u.s.which, l, d.from.AddrPort, d.at)}
+		if g.pending == nil {
+			g.pending = make(map[flowKey]*newFlow)
+		}
+		g.pending[d.flowKey] = flow
+		g.order = append(g.order, flow)
+		if flow.route.Place == rules.Namespace || flow.route.Place == rules.Host {
+			u.open(g, l, flow, d)
 		}
 	}
 	if flow.fd < 0 || flow.bytes+len(d.data) > maxFirst {
@@ -138,12 +178,8 @@ func (u *udp) sort(l *listener, d datagram) {
 }
 
 // open makes the socket of a flow that begins with d.
-func (u *udp) open(l *listener, flow *newFlow, d datagram) {
-	group := d.at.IsMulticast() || d.at == broadcast
-	fd, err := u.connect(l, d, group)
-	if !group && (err == unix.EINVAL || err == unix.EADDRNOTAVAIL) {
-		fd, err = u.connect(l, d, true) // the broadcast address of some network
-	}
+func (u *udp) open(g *gathering, l *listener, flow *newFlow, d datagram) {
+	fd, err := u.connected(l, d)
 	switch {
 	case err == nil:
 	case exhausted(err):
@@ -155,7 +191,9 @@ func (u *udp) open(l *listener, flow *newFlow, d datagram) {
 	}
 	flow.fd = fd
 	// Between bind and connect it took what others sent as well.
-	b := u.buf
+	room := buffers.Get().(*[datagramSize]byte)
+	defer buffers.Put(room)
+	b := room[:]
 	for range maxDatagrams {
 		var sa unix.RawSockaddrInet6
 		size := uint32(unsafe.Sizeof(sa))
@@ -170,12 +208,15 @@ func (u *udp) open(l *listener, flow *newFlow, d datagram) {
 			flow.add(b[:n])
 			continue
 		}
-		if len(u.strays) < maxDatagrams {
+		if len(g.strays) < maxDatagrams {
 			other.data = append([]byte{}, b[:n]...)
-			u.strays = append(u.strays, other)
+			g.strays = append(g.strays, other)
 		}
 	}
 }
+
+// buffers are room for a datagram each.
+var buffers = sync.Pool{New: func() any { return new([datagramSize]byte) }}
 
 // add adds a datagram the flow's own socket has received.
 func (flow *newFlow) add(b []byte) {
@@ -183,6 +224,16 @@ func (flow *newFlow) add(b []byte) {
 		flow.bytes += len(b)
 		flow.late = append(flow.late, append([]byte{}, b...))
 	}
+}
+
+// connected returns a socket that receives what comes from d's sender to d's destination.
+func (u *udp) connected(l *listener, d datagram) (int, error) {
+	group := d.at.IsMulticast() || d.at == broadcast
+	fd, err := u.connect(l, d, group)
+	if !group && (err == unix.EINVAL || err == unix.EADDRNOTAVAIL) {
+		fd, err = u.connect(l, d, true) // the broadcast address of some network
+	}
+	return fd, err
 }
 
 // connect returns a socket that receives what comes from d's sender to d's destination, or with group
@@ -237,6 +288,11 @@ func (u *udp) socket(at netip.Addr) (int, error) {
 	if u.here {
 		return open()
 	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.closed {
+		return -1, os.ErrClosed
+	}
 	spare := &u.spare[0]
 	if at.Is6() {
 		spare = &u.spare[1]
@@ -260,16 +316,22 @@ func (u *udp) socket(at netip.Addr) (int, error) {
 	return fd, nil
 }
 
-// begin hands over the flows that are pending.
-func (u *udp) begin(l *listener) {
-	for _, flow := range u.order {
+// begin hands over the flows that g has gathered at l.
+func (u *udp) begin(g *gathering, l *listener) {
+	// What these have sent before is what the listener had.
+	for len(g.strays) > 0 {
+		d := g.strays[0]
+		g.strays = g.strays[1:]
+		u.sort(g, l, d, u.s.f.route)
+	}
+	for _, flow := range g.order {
 		if flow.fd >= 0 {
 			u.s.f.datagrams(u.s.which, flow.fd, flow.route, append(flow.first, flow.late...))
 		}
 	}
-	clear(u.order)
-	u.order = u.order[:0]
-	clear(u.pending)
+	clear(g.order)
+	g.order, g.total = g.order[:0], 0
+	clear(g.pending)
 }
 
 // errors takes errors off l: ICMP messages about what flows that have ended had sent.
@@ -299,6 +361,9 @@ func (u *udp) errors(l *listener) {
 
 // close gives the sockets back.
 func (u *udp) close() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.closed = true
 	for i := range u.spare {
 		for _, fd := range u.spare[i] {
 			unix.Close(fd)

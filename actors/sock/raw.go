@@ -86,6 +86,14 @@ func AddrPort(sa *unix.RawSockaddrInet6) (addr netip.AddrPort, ok bool) {
 	return addr, false
 }
 
+// Scope returns the interface of the address in sa, 0 if it needs none.
+func Scope(sa *unix.RawSockaddrInet6) uint32 {
+	if sa.Family == unix.AF_INET6 {
+		return sa.Scope_id
+	}
+	return 0
+}
+
 // NoDelay has fd's data sent at once (TCP_NODELAY, tcp(7)).
 func NoDelay(fd int) { rawSetInt(fd, unix.SOL_TCP, unix.TCP_NODELAY, 1) }
 

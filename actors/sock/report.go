@@ -17,6 +17,7 @@ type Report struct {
 	Info       uint32         // next-hop MTU, where the type has one
 	From       netip.Addr     // who says so, without its scope; invalid if that is not known
 	To         netip.AddrPort // where the datagram was sent to; invalid if that is not known
+	Scope      uint32         // interface of To, if that is link-local
 }
 
 // ReadReport takes the next entry off fd's error queue, without waiting, and copies as much of the
@@ -37,6 +38,7 @@ func ReadReport(fd int, b []byte) (r Report, n int, e unix.Errno) {
 		return true
 	})
 	r.To, _ = AddrPort(&to)
+	r.Scope = Scope(&to)
 	return r, n, 0
 }
 
@@ -120,7 +122,7 @@ func each(b []byte, f func(level, typ int32, data []byte) bool) {
 // Control is room for what the kernel says about datagrams it has received: the size of those in a row
 // (UDP_GRO), time to live and type of service (IP_RECVTTL, IP_RECVTOS, ip(7)), and where they were sent to
 // (IP_PKTINFO).
-type Control [120]byte
+type Control [160]byte
 
 // Parse reads the first n bytes of c: the size is 0 if there is no row; a time to live that is not told
 // is 255.

@@ -39,15 +39,15 @@ type conn struct {
 	crowd  *crowd // all peers of a socket that is connected to nobody; nil: it is connected to one
 	batch  uint32 // number of the last batch of datagrams
 
-	fresh     bool  // what is in the socket's queue may be from before it was connected
-	failed    bool  // the socket cannot go on
-	met       int   // new peers in this batch
-	shares    bool  // the mailbox may have datagrams to other peers
-	sendError bool  // a call has taken an error off the socket: its error queue is to be read
-	bigSend   bool  // the send buffer was enlarged
-	bigRecv   bool  // the receive buffer was enlarged
-	accepted  bool  // the host has begun
-	ttl, tos  uint8 // of what is sent
+	fresh     bool     // what is in the socket's queue may be from before it was connected
+	failed    bool     // the socket cannot go on
+	met       int      // new peers in this batch
+	shares    bool     // the mailbox may have datagrams to other peers
+	sendError bool     // a call has taken an error off the socket: its error queue is to be read
+	bigSend   bool     // the send buffer was enlarged
+	bigRecv   bool     // the receive buffer was enlarged
+	accepted  bool     // the host has begun
+	out       [2]marks // of what is sent, for IPv4 and IPv6
 
 	guess int // size of the datagrams that came last from the host, if they came in a row
 }
@@ -70,7 +70,7 @@ type party struct {
 
 // newConn returns the flow of port, which leads to host.
 func newConn(env *flow.Env, port *flow.Port, host netip.AddrPort) *conn {
-	c := &conn{env: env, port: port, fresh: true, ttl: defaultTTL}
+	c := &conn{env: env, port: port, fresh: true, out: [2]marks{{ttl: defaultTTL}, {ttl: defaultTTL}}}
 	c.one = party{key: port.Key(), host: host, segLimit: maxRow}
 	c.party = &c.one
 	return c
@@ -170,7 +170,7 @@ func (c *conn) step() bool {
 	if c.port.Alarmed() {
 		c.port.AlarmDone()
 		if now := flow.Now(); c.crowd != nil {
-			if c.expire(now); c.crowd.len() == 0 {
+			if c.expire(now); c.crowd.over(c.env, now) {
 				return false
 			}
 		} else if now >= c.expiry() {
@@ -207,6 +207,9 @@ func (c *conn) end() flow.Time {
 
 // seen notes that side, one of the counters of c's peer, has sent. It counts once in a batch.
 func (c *conn) seen(side *uint8) {
+	if c.loose {
+		return
+	}
 	if c.party.batch == c.batch {
 		return
 	}
@@ -215,6 +218,9 @@ func (c *conn) seen(side *uint8) {
 	c.port.Used(c.lastAt)
 	*side = min(*side+1, 2)
 	if c.crowd != nil {
+		if c.crowd.callers != nil {
+			c.crowd.callers.lastAt = c.lastAt
+		}
 		c.crowd.touch(c.party)
 		c.end() // what the roster is to know
 	}
@@ -222,16 +228,24 @@ func (c *conn) seen(side *uint8) {
 
 // setMarks has what is sent from now on carry the guest's time to live or hop limit, and its type of
 // service or traffic class.
-func (c *conn) setMarks(ttl, tos uint8) {
+func (c *conn) setMarks(m marks) {
 	v6 := c.host.Addr().Is6()
-	if ttl != c.ttl {
-		c.ttl = ttl
-		sock.SetHops(c.fd, v6, ttl)
+	out := c.marks()
+	if m.ttl != out.ttl {
+		sock.SetHops(c.fd, v6, m.ttl)
 	}
-	if tos != c.tos {
-		c.tos = tos
-		sock.SetTOS(c.fd, v6, tos)
+	if m.tos != out.tos {
+		sock.SetTOS(c.fd, v6, m.tos)
 	}
+	*out = m
+}
+
+// marks returns what is sent to c's peer carries now.
+func (c *conn) marks() *marks {
+	if c.host.Addr().Is6() {
+		return &c.out[1]
+	}
+	return &c.out[0]
 }
 
 // write hands the frame of n bytes at the start of b, which has room for frame.MinFrame bytes, to

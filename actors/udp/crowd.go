@@ -26,15 +26,19 @@ type crowd struct {
 	port  uint16 // of the host
 	peers map[remote]*party
 
-	// In the order in which they were last heard of, for each time-out: those that are more than a
-	// question and an answer, and the others.
-	streams, waiting peerList
+	// In the order in which they were last heard of: those that are more than a question and an answer, and
+	// the others. Of peers that have begun, those that were answered are apart from those that were not.
+	streams, answered, waiting peerList
+
+	n       int      // of peers
+	callers *callers // the peers have begun; nil: the guest has
 }
 
 // remote names a peer, which has the same address on both sides.
 type remote struct {
-	addr frame.Addr
-	port uint16
+	addr  frame.Addr
+	port  uint16
+	scope uint32 // interface of addr, if that is link-local
 }
 
 // crowded is what a peer has for being one of many.
@@ -46,18 +50,26 @@ type crowded struct {
 
 	list           *peerList
 	before, behind *party
+
+	loose bool // it is none of the crowd
+	called
 }
 
-func (w *crowd) len() int { return len(w.peers) }
+func (w *crowd) len() int { return w.n }
 
 // expiry returns when the next peer is given up if nothing more happens.
 func (w *crowd) expiry(env *flow.Env) flow.Time {
 	t := flow.Now() + flow.Time(max(env.UDPTimeout, env.UDPStreamTimeout))
-	if p := w.waiting.first; p != nil {
-		t = min(t, p.lastAt+flow.Time(env.UDPTimeout))
+	for _, p := range []*party{w.waiting.first, w.answered.first} {
+		if p != nil {
+			t = min(t, p.lastAt+flow.Time(env.UDPTimeout))
+		}
 	}
 	if p := w.streams.first; p != nil {
 		t = min(t, p.lastAt+flow.Time(env.UDPStreamTimeout))
+	}
+	if w.callers != nil && w.n == 0 {
+		t = min(t, w.callers.expiry(env))
 	}
 	return t
 }
@@ -65,7 +77,14 @@ func (w *crowd) expiry(env *flow.Env) flow.Time {
 // touch notes that p was heard of just now.
 func (w *crowd) touch(p *party) {
 	list := &w.waiting
-	if p.hostSeen > 0 && (p.hostSeen > 1 || p.guestBatch > 1) {
+	answers := p.hostSeen
+	if w.callers != nil {
+		if answers = p.guestBatch; answers > 0 {
+			list = &w.answered
+			w.callers.answered(p)
+		}
+	}
+	if answers > 0 && (p.hostSeen > 1 || p.guestBatch > 1) {
 		list = &w.streams
 	}
 	if p.list == list && list.last == p {
@@ -77,6 +96,9 @@ func (w *crowd) touch(p *party) {
 
 // idlest returns who is to give way.
 func (w *crowd) idlest() *party {
+	if p := w.answered.first; p != nil {
+		return p
+	}
 	if p := w.waiting.first; p != nil {
 		return p
 	}
@@ -86,6 +108,10 @@ func (w *crowd) idlest() *party {
 // turn makes the peer that the guest's datagram v is for the one that c is about. If that is nobody's of this
 // flow it returns false, and either elsewhere, for a flow of its own, or not: then v is lost.
 func (c *conn) turn(o *outgoing, v *flow.View) (ok, elsewhere bool) {
+	if c.crowd != nil && c.crowd.callers != nil {
+		ok = c.answer(v)
+		return ok, !ok
+	}
 	to := v.Frame[v.L3+16 : v.L3+20]
 	at := c.key.Remote[12:]
 	if c.hdr.v6 {
@@ -144,9 +170,9 @@ func (c *conn) gather() bool {
 	c.fd, c.fresh, c.bigSend, c.bigRecv = fd, false, true, true
 	unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, bulkBuffer)
 	unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, bulkBuffer)
-	c.ttl, c.tos = defaultTTL, 0
+	c.out = [2]marks{{ttl: defaultTTL}, {ttl: defaultTTL}}
 	c.crowd = &crowd{port: port, peers: make(map[remote]*party)}
-	c.include(c.party, remote{c.key.Remote, c.key.RemotePort})
+	c.include(c.party, remote{addr: c.key.Remote, port: c.key.RemotePort})
 	return true
 }
 
@@ -201,7 +227,7 @@ func (c *conn) meet(id remote) (*party, error) {
 
 func remoteOf(sa *unix.RawSockaddrInet6) remote {
 	a, _ := sock.AddrPort(sa)
-	return remote{frame.AddrOf(a.Addr()), a.Port()}
+	return remote{frame.AddrOf(a.Addr()), a.Port(), sock.Scope(sa)}
 }
 
 // include makes p, of which all is known but its address for the kernel, one of the crowd.
@@ -212,6 +238,7 @@ func (c *conn) include(p *party, id remote) {
 		p.lastAt = flow.Now()
 	}
 	c.crowd.peers[id] = p
+	c.crowd.n++
 	c.crowd.touch(p)
 }
 
@@ -221,14 +248,18 @@ func (c *conn) giveWay() bool {
 	if p == nil {
 		return false
 	}
-	c.env.Counters.GaveWay.Reached(c.env.Log, "Too many flows without an answer, the oldest give way to others")
-	c.remove(p)
+	c.makeRoom(p)
 	return true
 }
 
 // remove gives p up. c may still be about it.
 func (c *conn) remove(p *party) {
-	delete(c.crowd.peers, p.id)
+	c.crowd.n--
+	if w := c.crowd.callers; w != nil {
+		w.forget(c.crowd, p)
+	} else {
+		delete(c.crowd.peers, p.id)
+	}
 	p.leaveList()
 	if p.member != nil {
 		c.env.Sharing.Leave(p.member)
@@ -237,23 +268,40 @@ func (c *conn) remove(p *party) {
 
 // expire gives up the peers that were not heard of for too long by now.
 func (c *conn) expire(now flow.Time) {
-	for p := c.crowd.waiting.first; p != nil && p.lastAt+flow.Time(c.env.UDPTimeout) <= now; p = c.crowd.waiting.first {
-		c.remove(p)
+	for _, list := range []*peerList{&c.crowd.waiting, &c.crowd.answered} {
+		for p := list.first; p != nil && p.lastAt+flow.Time(c.env.UDPTimeout) <= now; p = list.first {
+			c.remove(p)
+		}
 	}
 	for p := c.crowd.streams.first; p != nil && p.lastAt+flow.Time(c.env.UDPStreamTimeout) <= now; p = c.crowd.streams.first {
 		c.remove(p)
 	}
 }
 
+// over reports whether the crowd is at its end.
+func (w *crowd) over(env *flow.Env, now flow.Time) bool {
+	return w.n == 0 && (w.callers == nil || now >= w.callers.expiry(env))
+}
+
 // disperse gives up all peers, if there are many.
 func (c *conn) disperse() {
-	if c.crowd == nil {
+	w := c.crowd
+	if w == nil {
 		return
 	}
-	for _, p := range c.crowd.peers {
-		c.remove(p)
+	if w.callers != nil && w.callers.l.Removed() {
+		c.move()
 	}
-	c.env.Sharing.Disclaim(c.port, c.crowd.port)
+	for _, list := range []*peerList{&w.waiting, &w.answered, &w.streams} {
+		for list.first != nil {
+			c.remove(list.first)
+		}
+	}
+	if w.callers != nil {
+		w.callers.drained()
+		return
+	}
+	c.env.Sharing.Disclaim(c.port, w.port)
 }
 
 // sender returns the peer that has sent message i, nil if that is a stranger.
@@ -263,6 +311,9 @@ func (c *conn) sender(in *incoming, i int) *party {
 			return c.party
 		}
 		return nil // before the socket was connected
+	}
+	if c.crowd.callers != nil {
+		return c.caller(in, i)
 	}
 	p := c.crowd.peers[remoteOf(&in.names[i])]
 	if p == nil || !in.control[i].ToUs(int(in.msgs[i].Hdr.Controllen)) {
@@ -277,7 +328,7 @@ func (c *conn) about(r *sock.Report) bool {
 	if c.crowd == nil {
 		return true
 	}
-	p := c.crowd.peers[remote{frame.AddrOf(r.To.Addr()), r.To.Port()}]
+	p := c.crowd.peers[remote{frame.AddrOf(r.To.Addr()), r.To.Port(), r.Scope}]
 	if p == nil {
 		return false
 	}
@@ -294,7 +345,10 @@ func (c *conn) retries() int {
 }
 
 // peerList is peers in the order in which they were added.
-type peerList struct{ first, last *party }
+type peerList struct {
+	first, last *party
+	n           int
+}
 
 func (l *peerList) add(p *party) {
 	p.list, p.before, p.behind = l, l.last, nil
@@ -304,6 +358,7 @@ func (l *peerList) add(p *party) {
 		l.first = p
 	}
 	l.last = p
+	l.n++
 }
 
 // leaveList takes p out of the list it is in, if any.
@@ -323,4 +378,5 @@ func (p *party) leaveList() {
 		l.last = p.before
 	}
 	p.list, p.before, p.behind = nil, nil, nil
+	l.n--
 }

@@ -41,8 +41,8 @@ func TestCrowdAllocatesNothing(t *testing.T) {
 		k.RemotePort += uint16(i)
 		who := &party{key: &k, host: p.LocalAddr().(*net.UDPAddr).AddrPort(), segLimit: maxRow}
 		who.hdr.init(b.env, &k)
-		c.include(who, remote{k.Remote, k.RemotePort})
-		c.crowd.peers[remote{frame.AddrOf(fam.loopback), portOf(p)}] = who
+		c.include(who, remote{addr: k.Remote, port: k.RemotePort})
+		c.crowd.peers[remote{addr: frame.AddrOf(fam.loopback), port: portOf(p)}] = who
 		b.key.RemotePort = k.RemotePort
 		f := b.frameOf(pattern(1000, uint32(i)), 0)
 		b.key.RemotePort -= uint16(i)

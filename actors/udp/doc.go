@@ -66,6 +66,24 @@
 // and groups, and what the host has begun. A program that binds the port later (SO_REUSEADDR) is not
 // noticed.
 //
+// # Peers that begin
+//
+// A port of the host that leads to the guest has a listening socket (package forward), and one actor serves it
+// for all peers, as it serves a crowd (ServeListener). Here a peer need not be known: the first datagram of one
+// has the forwarder say which flow it begins (flow.Listener), and that joins the table by its key, so that the
+// guest's answers reach the actor's mailbox. Answers leave by the same socket with the address that the peer has
+// spoken to as their source (IP_PKTINFO, ip(7)); a peer that speaks to another address of ours next is answered from
+// that. Peers that lead elsewhere are handed back.
+//
+// The state of a peer that the guest has not answered is worth little: it is made again by the peer's next
+// datagram. So the oldest gives way when there are too many, first to those of its own address or /64 (maxOfSource),
+// then among all (maxCallersAsked). The datagram itself reaches the guest in any case, but while others move data: new
+// peers then have a part of a CPU (flow.Allowance), and what comes beyond that is lost. Peers that were answered
+// once are bounded as well, and so are all together.
+//
+// When the port is not forwarded any more, the flows in use get a connected socket each and are ordinary ones from
+// then on.
+//
 // # Limits
 //
 // A crowd has at most maxPeers. Beyond that, or when the table is full, who was silent for longest gives way,

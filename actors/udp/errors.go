@@ -47,6 +47,8 @@ func (c *conn) readErrors() {
 		}
 		if c.about(&r) {
 			c.tell(buf, &r, buf[quoteAt:quoteAt+n])
+		} else {
+			c.env.Log.Debug("Ignoring UDP error without flow", zap.Stringer("host", r.To))
 		}
 	}
 }

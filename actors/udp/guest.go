@@ -23,7 +23,7 @@ const (
 // to its end.
 type outgoing struct {
 	msgs    [maxRows]sock.Message
-	control [maxRows]sock.RowControl
+	control [maxRows]sock.SendControl
 	rows    [maxRows]row
 	n       int // rows
 
@@ -102,9 +102,9 @@ func (c *conn) datagrams(o *outgoing, v *flow.View) {
 	if c.hdr.v6 {
 		ttl, tos = ip[7], ip[0]<<4|ip[1]>>4
 	}
-	if ttl != c.ttl || tos != c.tos {
+	if m := (marks{ttl, tos}); m != *c.marks() {
 		c.flush(o)
-		c.setMarks(ttl, tos)
+		c.setMarks(m)
 	}
 	data := v.Data()
 	size := len(data)
@@ -208,6 +208,10 @@ func (c *conn) flush(o *outgoing) {
 			c.sendError = true
 		default:
 			retried = 0
+			if r := &o.rows[i]; r.count == 1 && badSource(r.to, e) {
+				o.prepare(i)
+				continue
+			}
 			if o.rows[i].count > 1 && sock.RefusesRows(e) {
 				c.oneByOne(o, i, e)
 			} else {
@@ -220,6 +224,16 @@ func (c *conn) flush(o *outgoing) {
 		o.rows[i].to = nil
 	}
 	o.n, o.pieces = 0, 0
+}
+
+// badSource reports whether e may say that there is no sending from the address that to has spoken to, which is
+// left to the kernel from now on.
+func badSource(to *party, e unix.Errno) bool {
+	if !to.source.Chosen() || e != unix.EINVAL && e != unix.EADDRNOTAVAIL {
+		return false
+	}
+	to.source = sock.Source{}
+	return true
 }
 
 // prepare makes row i a message.
@@ -236,11 +250,11 @@ func (o *outgoing) prepare(i int) {
 	if r.to.named > 0 {
 		h.Name, h.Namelen = (*byte)(unsafe.Pointer(&r.to.addr)), r.to.named
 	}
-	h.Control = nil
-	h.SetControllen(0)
+	size := 0
 	if r.count > 1 {
-		o.control[i].Attach(h, r.size)
+		size = r.size
 	}
+	o.control[i].Attach(h, size, &r.to.source)
 }
 
 // send sends rows from i on with as little ado as possible and returns how many of them.
@@ -253,13 +267,7 @@ func (o *outgoing) send(fd, i int) (int, unix.Errno) {
 		v := m.Hdr.Iov
 		return 1, sock.Send(fd, unsafe.Slice(v.Base, v.Len))
 	default:
-		for {
-			_, _, e := unix.RawSyscall(unix.SYS_SENDMSG, uintptr(fd), uintptr(unsafe.Pointer(&m.Hdr)),
-				unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
-			if e != unix.EINTR {
-				return 1, e
-			}
-		}
+		return 1, sock.SendMessage(fd, &m.Hdr)
 	}
 }
 
@@ -279,13 +287,13 @@ func (c *conn) oneByOne(o *outgoing, i int, e unix.Errno) {
 		data := unsafe.Slice(v.Base, v.Len)
 		for len(data) > 0 {
 			n := min(r.size, len(data))
-			switch e := sock.SendTo(c.fd, data[:n], &to.addr, to.named); e {
+			switch e := sock.SendFrom(c.fd, data[:n], &to.addr, to.named, &to.source); e {
 			case 0:
 			case unix.EAGAIN:
 				return
 			default:
-				c.sendError = true
-				sock.SendTo(c.fd, data[:n], &to.addr, to.named)
+				c.sendError = !badSource(to, e)
+				sock.SendFrom(c.fd, data[:n], &to.addr, to.named, &to.source)
 			}
 			data = data[n:]
 		}

@@ -160,6 +160,9 @@ func (c *conn) deliverFirst(first [][]byte) {
 func (c *conn) fromHost() bool {
 	in := incomings.Get().(*incoming)
 	defer incomings.Put(in)
+	if c.crowd != nil && c.crowd.callers != nil {
+		c.crowd.callers.begun = flow.Now()
+	}
 	faults := 0
 	for first := true; ; {
 		switch {
@@ -172,7 +175,7 @@ func (c *conn) fromHost() bool {
 		switch e {
 		case 0:
 		case unix.EAGAIN:
-			c.fresh = false
+			c.emptied()
 			return false
 		default:
 			faults++
@@ -192,15 +195,18 @@ func (c *conn) fromHost() bool {
 		}
 		full := n == in.batch()
 		c.env.Message(c.port, flow.FromHost, c.deliver(in, n))
+		if c.crowd != nil && c.crowd.callers != nil {
+			c.metCallers()
+		}
 		if first {
 			first = false
 			c.port.SetAlarm(c.expiry()) // the stream's time-out may be the shorter one
 		}
-		if !full {
-			c.fresh = false
+		if !full && !c.leftOpen() {
+			c.emptied()
 			return false // the call has seen the end of the queue
 		}
-		if !c.bigRecv && !c.fresh {
+		if full && !c.bigRecv && !c.fresh {
 			c.bigRecv = true
 			unix.SetsockoptInt(c.fd, unix.SOL_SOCKET, unix.SO_RCVBUF, bulkBuffer)
 		}
@@ -208,6 +214,20 @@ func (c *conn) fromHost() bool {
 			return true
 		}
 	}
+}
+
+// emptied notes that all that waited at the socket was received.
+func (c *conn) emptied() {
+	c.fresh = false
+	if c.crowd != nil && c.crowd.callers != nil {
+		c.crowd.callers.drained()
+	}
+}
+
+// leftOpen reports whether what has begun elsewhere waits until there is nothing more: what the sender has sent before
+// the new socket was connected is here.
+func (c *conn) leftOpen() bool {
+	return c.crowd != nil && c.crowd.callers != nil && c.crowd.callers.foreigners > 0
 }
 
 // deliver sends the first n messages of in to the guest and returns how many bytes they have.
@@ -221,10 +241,14 @@ func (c *conn) deliver(in *incoming, n int) (total int) {
 		if in.named {
 			from := c.sender(in, i)
 			if from == nil {
-				in.renew(i)
+				if c.crowd != nil && c.crowd.callers != nil && c.crowd.callers.foreign {
+					c.elsewhere(in, i)
+				} else {
+					in.renew(i)
+				}
 				continue
 			}
-			if from != c.party {
+			if from != c.party || from.loose {
 				w.flush(c)
 				c.party = from
 			}

@@ -21,12 +21,18 @@ import (
 	"fusilli/tests/bed"
 )
 
-// flood writes frames to a device of the target's, over and over, perSecond of them, or if that is 0 as fast as
-// that goes, until the function returned is called, which returns how many that were. It returns when the flood is under way.
+// flood writes frames to a device of the target's, see floodFrom.
 func (c *connection) flood(t *testing.T, device string, frames [][]byte, perSecond int) (end func() int64) {
 	t.Helper()
+	return floodFrom(t, c.target.NS, device, frames, perSecond)
+}
+
+// floodFrom writes frames to a device of ns, over and over, perSecond of them, or if that is 0 as fast as that goes,
+// until the function returned is called, which returns how many that were. It returns when the flood is under way.
+func floodFrom(t *testing.T, ns *bed.NS, device string, frames [][]byte, perSecond int) (end func() int64) {
+	t.Helper()
 	var fd int
-	err := c.target.Do(func() error {
+	err := ns.Do(func() error {
 		ifi, err := net.InterfaceByName(device)
 		if err != nil {
 			return err
