@@ -98,7 +98,7 @@ func (o *observer) close() {
 	}
 	o.file.Sync() // nobody to report a failure to, and it may not be a regular file
 	if err := o.file.Close(); err != nil {
-		o.log.Warn("Packet capture", zap.Error(err))
+		o.log.Warn("Packet capture is incomplete", zap.Error(err))
 	}
 }
 

@@ -62,7 +62,7 @@ func TestFileHasHeaderLevelsAndStamps(t *testing.T) {
 		}
 		lines[i+1] = rest
 	}
-	want := []string{testHeader, "ERROR:   e", "WARNING: w {\"port\": 80}", "info:    two lines", "         d"}
+	want := []string{testHeader, "ERROR:   e", "WARNING: w port=80", "info:    two lines", "         d"}
 	if d := cmp.Diff(want, lines); d != "" {
 		t.Error(d)
 	}
@@ -233,10 +233,10 @@ func TestSyslog(t *testing.T) {
 	log.Info("i")
 	log.Debug("d")
 	log.Close()
-	if got := stderr.String(); got != "e\nw\nx {\"port\": 80}\n" {
+	if got := stderr.String(); got != "e\nw\nx port=80\n" {
 		t.Errorf("standard error %q", got)
 	}
-	for _, want := range []string{"<3> pasta: e\n", "<4> pasta: w x {\"port\": 80}\n", "<6> pasta: i\n"} {
+	for _, want := range []string{"<3> pasta: e\n", "<4> pasta: w x port=80\n", "<6> pasta: i\n"} {
 		b := make([]byte, 1000)
 		server.SetReadDeadline(time.Now().Add(10 * time.Second))
 		n, err := server.Read(b)

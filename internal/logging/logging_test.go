@@ -27,9 +27,9 @@ func TestLevelsAndLines(t *testing.T) {
 		want  string
 	}{
 		{"quiet", zapcore.WarnLevel, "w\ne\n"},
-		{"default", zapcore.InfoLevel, "i {\"port\": 80}\nw\ne\n"},
-		{"debug", zapcore.DebugLevel, "2.5000: d\n2.5000: i {\"port\": 80}\n2.5000: w\n2.5000: e\n"},
-		{"trace", TraceLevel, "2.5000: t\n2.5000: d\n2.5000: i {\"port\": 80}\n2.5000: w\n2.5000: e\n"},
+		{"default", zapcore.InfoLevel, "i port=80\nw\ne\n"},
+		{"debug", zapcore.DebugLevel, "2.5000: d\n2.5000: i port=80\n2.5000: w\n2.5000: e\n"},
+		{"trace", TraceLevel, "2.5000: t\n2.5000: d\n2.5000: i port=80\n2.5000: w\n2.5000: e\n"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -200,9 +200,9 @@ func TestLimit(t *testing.T) {
 		log.Info("a")
 		all.Close()
 
-		a := "a {\"port\": 1}\n"
-		want := strings.Repeat(a, 5) + "(suppressing further similar messages) {\"port\": 1}\nb {\"port\": 1}\n" +
-			"(suppressed 5 similar messages) {\"port\": 1}\n" + a
+		a := "a port=1\n"
+		want := strings.Repeat(a, 5) + "(suppressing further similar messages) port=1\nb port=1\n" +
+			"(suppressed 5 similar messages) port=1\n" + a
 		if d := cmp.Diff(want, out.String()); d != "" {
 			t.Error(d)
 		}

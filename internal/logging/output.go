@@ -1,6 +1,7 @@
 package logging
 
 import (
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -60,7 +61,8 @@ func severity(l zapcore.Level) int {
 // Lines enter the queue in the order of their stamps.
 type output struct {
 	zapcore.LevelEnabler
-	enc zapcore.Encoder
+	enc    zapcore.Encoder
+	fields []zapcore.Field // those of With, which enc has, too
 	*writer
 }
 
@@ -72,7 +74,7 @@ type writer struct {
 
 	mu   sync.Mutex
 	last time.Time
-	lost zapcore.Encoder
+	lost zapcore.Encoder // without fields
 }
 
 func newOutput(q *queue, level zapcore.Level, l layout, oneRow bool) *output {
@@ -101,7 +103,7 @@ func (o *output) With(fields []zapcore.Field) zapcore.Core {
 	for _, f := range fields {
 		f.AddTo(enc)
 	}
-	return &output{LevelEnabler: o.LevelEnabler, enc: enc, writer: o.writer}
+	return &output{LevelEnabler: o.LevelEnabler, enc: enc, fields: slices.Concat(o.fields, fields), writer: o.writer}
 }
 
 // Check implements zapcore.Core.
@@ -121,7 +123,12 @@ func (o *output) Write(e zapcore.Entry, fields []zapcore.Field) error {
 		e.Time = o.last
 	}
 	o.last = e.Time
-	line, err := o.encode(o.enc, e, fields)
+	enc := o.enc
+	if e.Level >= zapcore.InfoLevel {
+		e.Message += words(o.fields) + words(fields)
+		enc, fields = o.lost, nil
+	}
+	line, err := o.encode(enc, e, fields)
 	if err != nil {
 		return err
 	}
