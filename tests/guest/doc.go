@@ -9,4 +9,30 @@
 // Commands travel over a virtio-serial port, never over the network that is tested. Where KVM
 // does not boot the image, or GUEST_ACCEL is tcg, the guest runs under emulation: it then boots in some three
 // seconds, and is slow.
+//
+// # Transmit queues that stand still
+//
+// The driver of a virtio queue makes a frame available, executes a full memory barrier and reads
+// whether QEMU wants to be told. QEMU does the reverse: it writes that it wants to be told, executes
+// a barrier and looks for frames once more. So at least one side sees what the other has written,
+// and no frame is left behind.
+//
+// An emulated x86 guest with one processor breaks this. Its kernel's barrier is an instruction with
+// a lock prefix (lock addl $0, -4(%rsp)). QEMU 7.2 and 10.0 translate it to a plain load and store
+// if the machine can have only one processor (no CF_PARALLEL), although QEMU's main loop runs beside
+// that processor. The host's store buffer may then hold back the frame's index until the load behind
+// the "barrier" is done. Now and then neither side sees the other. With VIRTIO_RING_F_EVENT_IDX the guest
+// has then passed the index at which it would tell QEMU, so its later frames do not help: the queue
+// stands still for good while both sockets are empty and QEMU sleeps. Frames to the guest do not
+// help either, as QEMU looks at the receive queue only.
+//
+// With room for a second processor (-smp 1,maxcpus=2) QEMU translates the instruction to an atomic
+// one. Machines of this package have that, see Config. With event_idx=off the guest tells QEMU of
+// its next frame, and QEMU sends those left behind too. Under KVM the processor executes the
+// instruction itself.
+//
+// The tests of stall_test.go show this. They are skipped unless GUEST_STALL says how long each is to
+// run. GUEST_SMP replaces QEMU's -smp, GUEST_QEMU names another QEMU, FUSILLI_BIN another passt:
+//
+//	GUEST_STALL=1m GUEST_SMP=1 GUEST_ACCEL=tcg go test ./tests/guest -run 'Transmit|Lost' -v
 package guest

@@ -210,7 +210,7 @@ func addAgent(files map[string]entry) error {
 		return err
 	}
 	files["init"] = entry{0o755, b}
-	for _, name := range []string{"send", "sink", "echo", "blast", "suck", "rr", "crr"} {
+	for _, name := range []string{"send", "sink", "echo", "blast", "suck", "flood", "ring", "rr", "crr"} {
 		files["sbin/"+name] = entry{fs.ModeSymlink | 0o777, []byte("/init")}
 	}
 	return nil

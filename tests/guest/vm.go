@@ -1,7 +1,9 @@
 package guest
 
 import (
+	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -21,7 +23,7 @@ import (
 )
 
 // qemu is the hypervisor, from 7.2 on.
-const qemu = "qemu-system-x86_64"
+var qemu = cmp.Or(os.Getenv("GUEST_QEMU"), "qemu-system-x86_64")
 
 // Config says how a virtual machine is connected.
 type Config struct {
@@ -31,6 +33,8 @@ type Config struct {
 	Legacy bool     // use -netdev socket for File, as of old
 	MAC    string   // empty: 52:54:00:12:34:56
 	MiB    int      // memory; 0: 256
+	SMP    string   // QEMU's -smp; empty: one processor whose memory barriers are some (see doc.go)
+	Card   string   // more properties of the network card, each after a comma
 }
 
 // VM is a virtual machine that runs.
@@ -119,7 +123,10 @@ func (vm *VM) boot(cfg Config, port string) error {
 	if cfg.MiB == 0 {
 		cfg.MiB = 256
 	}
-	args := []string{"-nodefaults", "-no-user-config", "-display", "none", "-m", strconv.Itoa(cfg.MiB), "-smp", "1",
+	if cfg.SMP == "" {
+		cfg.SMP = "1,maxcpus=2"
+	}
+	args := []string{"-nodefaults", "-no-user-config", "-display", "none", "-m", strconv.Itoa(cfg.MiB), "-smp", cfg.SMP,
 		"-machine", "q35,usb=off,sata=off,smbus=off,vmport=off,hpet=off"}
 	if cfg.Image.KVM {
 		args = append(args, "-accel", "kvm", "-cpu", "host")
@@ -131,6 +138,7 @@ func (vm *VM) boot(cfg Config, port string) error {
 		"-append", "console=ttyS0 quiet loglevel=4 panic=-1 mitigations=off nokaslr tsc=reliable no_timer_check random.trust_cpu=on net.ifnames=0 audit=0 cryptomgr.notests",
 		"-serial", "file:"+filepath.Join(vm.dir, "console"),
 		"-device", "virtio-serial-pci,max_ports=2",
+		"-monitor", "unix:"+filepath.Join(vm.dir, "monitor")+",server=on,wait=off",
 		"-chardev", "socket,id=agent,path="+port, "-device", "virtserialport,chardev=agent,name="+wire.Port)
 	vm.cmd = exec.Command(qemu)
 	switch {
@@ -146,7 +154,7 @@ func (vm *VM) boot(cfg Config, port string) error {
 	if cfg.File != nil {
 		vm.cmd.ExtraFiles = []*os.File{cfg.File}
 	}
-	args = append(args, "-device", "virtio-net-pci,netdev=s,romfile=,mac="+cfg.MAC)
+	args = append(args, "-device", "virtio-net-pci,netdev=s,romfile=,id=card,mac="+cfg.MAC+cfg.Card)
 	vm.cmd.Args = append(vm.cmd.Args, args...)
 	errs, err := os.Create(filepath.Join(vm.dir, "qemu"))
 	if err != nil {
@@ -167,6 +175,36 @@ func (vm *VM) boot(cfg Config, port string) error {
 
 // PID returns QEMU's.
 func (vm *VM) PID() int { return vm.cmd.Process.Pid }
+
+// Monitor makes QEMU's monitor execute a command, and returns what it says.
+func (vm *VM) Monitor(line string) (string, error) {
+	c, err := net.Dial("unix", filepath.Join(vm.dir, "monitor"))
+	if err != nil {
+		return "", err
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(time.Minute))
+	const prompt = "(qemu) "
+	in := bufio.NewReader(c)
+	said := func() (string, error) {
+		var b []byte
+		for !bytes.HasSuffix(b, []byte(prompt)) {
+			c, err := in.ReadByte()
+			if err != nil {
+				return "", fmt.Errorf("monitor: %w: %s", err, b)
+			}
+			b = append(b, c)
+		}
+		return string(b[:len(b)-len(prompt)]), nil
+	}
+	if _, err := said(); err != nil {
+		return "", err
+	}
+	if _, err := fmt.Fprintln(c, line); err != nil {
+		return "", err
+	}
+	return said()
+}
 
 // Console returns the last of what the guest's kernel, and QEMU, have said.
 func (vm *VM) Console() string {

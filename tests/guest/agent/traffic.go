@@ -26,13 +26,15 @@ const datagram = 1200
 //	echo NETWORK ADDR                 send back what comes, for ever
 //	blast ADDR SECONDS                send for a time, print bytes and seconds
 //	suck ADDR SECONDS                 receive for a time, print bytes and seconds
+//	flood ADDR SIZE SECONDS           send datagrams for a time, print their number
+//	ring SECONDS                      drive the card's transmit queue, see ring.go
 //	rr NETWORK ADDR SECONDS           exchange single bytes, print the number and the median in ns
 //	crr ADDR SECONDS                  the same with a connection for each
 //
 // Servers print "listening" when they do. The first byte of blast, suck, rr and crr tells the server
 // what is expected: s to take, g to send, e to echo.
 func traffic(name string, args []string) error {
-	want := map[string]int{"send": 4, "sink": 2, "echo": 2, "blast": 2, "suck": 2, "rr": 3, "crr": 2}
+	want := map[string]int{"send": 4, "sink": 2, "echo": 2, "blast": 2, "suck": 2, "flood": 3, "ring": 1, "rr": 3, "crr": 2}
 	if n, ok := want[name]; !ok || len(args) != n {
 		return fmt.Errorf("agent: %q with %d arguments", name, len(args))
 	}
@@ -50,6 +52,10 @@ func traffic(name string, args []string) error {
 		return echo(args[0], args[1])
 	case "blast", "suck":
 		return bulk(name, args[0], args[1])
+	case "flood":
+		return flood(args[0], args[1], args[2])
+	case "ring":
+		return ring(args[0])
 	case "rr":
 		return rr(args[0], args[1], args[2], false)
 	}
@@ -201,6 +207,29 @@ func bulk(name, addr, seconds string) error {
 	}
 	fmt.Println(n, time.Since(start).Seconds())
 	return nil
+}
+
+// flood sends as fast as the link takes it.
+func flood(addr, size, seconds string) error {
+	n, err := strconv.Atoi(size)
+	s, err2 := strconv.ParseFloat(seconds, 64)
+	if err := errors.Join(err, err2); err != nil {
+		return err
+	}
+	c, err := net.Dial("udp", addr)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(time.Duration(s * float64(time.Second))))
+	for b, sent := make([]byte, n), 0; ; sent++ {
+		if _, err := c.Write(b); errors.Is(err, os.ErrDeadlineExceeded) {
+			fmt.Println(sent)
+			return nil
+		} else if err != nil {
+			return err
+		}
+	}
 }
 
 func rr(network, addr, seconds string, connect bool) error {
