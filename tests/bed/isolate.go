@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -52,7 +53,11 @@ func outer(env []string) (int, error) {
 		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Geteuid(), Size: 1}}
 		cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getegid(), Size: 1}}
 	}
-	err := cmd.Run()
+	err := cmd.Start()
+	if err == nil {
+		defer interrupts(cmd.Process)()
+		err = cmd.Wait()
+	}
 	var exit *exec.ExitError
 	if errors.As(err, &exit) {
 		return code(exit.Sys().(syscall.WaitStatus)), nil
@@ -73,6 +78,7 @@ func initProcess() (int, error) {
 	if err := cmd.Start(); err != nil {
 		return 1, err
 	}
+	defer interrupts(cmd.Process)()
 	for {
 		var ws unix.WaitStatus
 		pid, err := unix.Wait4(-1, &ws, 0, nil)
@@ -85,6 +91,21 @@ func initProcess() (int, error) {
 		if pid == cmd.Process.Pid {
 			return code(syscall.WaitStatus(ws)), nil
 		}
+	}
+}
+
+// interrupts passes SIGINT on to p until stop is called: a fuzz test ends well by it.
+func interrupts(p *os.Process) (stop func()) {
+	c := make(chan os.Signal, 1)
+	signal.Notify(c, os.Interrupt)
+	go func() {
+		for s := range c {
+			p.Signal(s)
+		}
+	}()
+	return func() {
+		signal.Stop(c)
+		close(c)
 	}
 }
 
