@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"sync"
 	"testing"
 	"time"
 
@@ -66,6 +67,7 @@ type bed struct {
 	c      *conn        // for tests that play the actor too
 	done   chan struct{}
 
+	mss int // of segments to the guest
 	buf []byte
 	isn uint32 // ours
 	rcv uint32 // next sequence number of ours the guest expects
@@ -96,7 +98,7 @@ func newBed(t testing.TB, fam family) *bed {
 	l.SetDeadline(time.Now().Add(patience))
 	link, guest := tapio.Pipe(tapio.PipeOptions{Queue: 4096})
 	b := &bed{
-		t: t, fam: fam, pool: flow.NewPool(64), link: guest, listen: l, wnd: 4096, snd: guestISN,
+		t: t, fam: fam, pool: flow.NewPool(64), link: guest, listen: l, wnd: 4096, snd: guestISN, mss: guestMSS,
 		env: &flow.Env{Link: link, Log: zap.NewNop(), OurMAC: ourMAC, MTU: mtu,
 			PeekOff4: sock.PeekOffset(unix.AF_INET), PeekOff6: sock.PeekOffset(unix.AF_INET6)},
 		port: flow.NewPort(flow.Key{Guest: frame.AddrOf(fam.guest), Remote: frame.AddrOf(fam.remote),
@@ -263,7 +265,7 @@ func (b *bed) decode(f []byte) (seg, error) {
 	if !p.V6 && frame.Fold(frame.Sum(f[p.L3:p.L4], 0)) != 0xffff {
 		return seg{}, fmt.Errorf("IPv4 header checksum of %x", f[p.L3:p.L4])
 	}
-	if n := p.End - p.Payload; (n > guestMSS) != (v.GSOType != frame.GSONone) || n > guestMSS && p.GSO != guestMSS {
+	if n := p.End - p.Payload; (n > b.mss) != (v.GSOType != frame.GSONone) || n > b.mss && int(p.GSO) != b.mss {
 		return seg{}, fmt.Errorf("%d bytes of payload in a frame %+v", n, v)
 	}
 	return seg{flags: h.Flags(), seq: h.Seq(), ack: h.Ack(), wnd: h.Window(), opt: f[p.L4+frame.TCPLen : p.Payload],
@@ -351,6 +353,16 @@ func (b *bed) turn() { b.c.fromGuest() }
 
 // data returns the n bytes of a stream from position at on.
 func data(at, n int) []byte {
+	if s := stream(); at+n <= len(s) {
+		return s[at : at+n : at+n] // nobody writes to it
+	}
+	return compute(at, n)
+}
+
+// stream is where most tests stay.
+var stream = sync.OnceValue(func() []byte { return compute(0, 1<<20) })
+
+func compute(at, n int) []byte {
 	d := make([]byte, n)
 	for i := range d {
 		x := uint32(at+i) * 2654435761

@@ -148,6 +148,21 @@ func (c *conn) close() {
 
 // step does all there is to do now and then sleeps.
 func (c *conn) step() {
+	c.work()
+	if c.over {
+		return
+	}
+	c.setAlarm()
+	c.spinning = true
+	found := c.port.Spin(&c.env.Rhythm)
+	c.spinning = false
+	if !found {
+		c.port.Wait(true, 0)
+	}
+}
+
+// work does all there is to do now, but for what the socket has: fromHost does that.
+func (c *conn) work() {
 	c.fromGuest()
 	if c.over {
 		return
@@ -182,14 +197,6 @@ func (c *conn) step() {
 		}
 		c.env.Ended.Add(c.port.Key(), c.sndNxt, c.rcvNxt)
 		c.over = true
-		return
-	}
-	c.setAlarm()
-	c.spinning = true
-	found := c.port.Spin(&c.env.Rhythm)
-	c.spinning = false
-	if !found {
-		c.port.Wait(true, 0)
 	}
 }
 
