@@ -119,6 +119,7 @@ func New(cfg Config) *Engine {
 		adverts:  newAdverts(),
 		seen:     seen{guest: cfg.Guest, assigned6: cfg.Rules.Assigned6, frozen4: cfg.Frozen4, frozen6: cfg.Frozen6},
 	}
+	cfg.Host.Ports.Forwarded = e.sharing.forwarded
 	e.roster = flow.NewRoster(cfg.Limit)
 	e.door.open(e)
 	e.services.budget(&e.env.Load)

@@ -4,6 +4,7 @@ import (
 	"net/netip"
 
 	"fusilli/actors/flow"
+	"fusilli/actors/sock"
 	"fusilli/actors/udp"
 	"fusilli/tapio/frame"
 )
@@ -41,4 +42,6 @@ func (e *Engine) dialer(k *flow.Key, host netip.AddrPort) udp.Dialer {
 type anyPort struct{ udp.Dialer }
 
 // UDP implements udp.Dialer.
-func (d anyPort) UDP(_ uint16, addr netip.AddrPort) (int, error) { return d.Dialer.UDP(0, addr) }
+func (d anyPort) UDP(_ uint16, addr netip.AddrPort) (int, sock.Held, error) {
+	return d.Dialer.UDP(0, addr)
+}

@@ -15,28 +15,46 @@ import (
 type sharing struct {
 	mu        sync.Mutex
 	listeners map[uint16]int
+	same      map[uint16]int // those among them that lead to the guest's port of the same number
 	claims    map[uint16][]*flow.Port
 }
 
-// Listens says that somebody listens on the UDP port of the host from now on, or does not any more. Flows that
-// share a socket with that port end: the guest's next datagram gives each its own. Anyone may call it.
-func (e *Engine) Listens(port uint16, on bool) {
+// Listens says that somebody listens on the UDP port of the host, for the guest's port to, from now on, or does not
+// any more. Flows that share a socket with that port end: the guest's next datagram gives each its own. Anyone may call it.
+func (e *Engine) Listens(port, to uint16, on bool) {
 	s := &e.sharing
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.listeners == nil {
+		s.listeners, s.same = make(map[uint16]int), make(map[uint16]int)
+	}
+	count(s.listeners, port, on)
+	if port == to {
+		count(s.same, port, on)
+	}
 	if !on {
-		if s.listeners[port]--; s.listeners[port] <= 0 {
-			delete(s.listeners, port)
-		}
 		return
 	}
-	if s.listeners == nil {
-		s.listeners = make(map[uint16]int)
-	}
-	s.listeners[port]++
 	for _, p := range s.claims[port] {
 		p.Stop()
 	}
+}
+
+// count counts one more with port, or one less.
+func count(m map[uint16]int, port uint16, on bool) {
+	if on {
+		m[port]++
+	} else if m[port]--; m[port] <= 0 {
+		delete(m, port)
+	}
+}
+
+// forwarded reports whether the guest's port of that number is forwarded by the same port of the host, and no other
+// of the guest's is.
+func (s *sharing) forwarded(port uint16) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.same[port] > 0 && s.same[port] == s.listeners[port]
 }
 
 // Shared returns the ports of the host at which flows share a socket. Anyone may call it.

@@ -85,6 +85,7 @@ type Config struct {
 	NoSplice     bool // no local traffic from socket to socket; always set in Passt
 	SpliceOnly   bool // Pasta: no tap at all
 	HostLoToNSLo bool // Pasta: what comes to the host's loopback goes to the namespace's
+	AnyUDPPort   bool // UDP sockets do not have the guest's own source port
 	FreeBind     bool // IP_FREEBIND, IPV6_FREEBIND on listening and UDP sockets
 	// Ports are the port specifiers in order, pasta's defaults last. See Rules.
 	Ports []PortSpec

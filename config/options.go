@@ -438,6 +438,10 @@ var options = []option{
 		help: "no short cut for local traffic",
 	},
 	{
+		long: "any-udp-port", own: true, group: mapping, set: yes(func(c *Config) *bool { return &c.AnyUDPPort }),
+		help: "send the guest's UDP from ports of the kernel's choice\ndefault: from the guest's own where the host has them free",
+	},
+	{
 		long: "freebind", group: mapping, set: yes(func(c *Config) *bool { return &c.FreeBind }),
 		help: "listen on addresses the host does not have yet",
 	},

@@ -276,6 +276,7 @@ func TestOptions(t *testing.T) {
 		}},
 		{pasta, "--map-guest-addr 169.254.1.2", v4(func(f *Family) { f.HostGuestAddr = addr("169.254.1.2") })},
 		{pasta, "--map-guest-addr 169.254.1.2 --map-guest-addr none", nothing},
+		{pasta, "--any-udp-port", on(func(c *Config) *bool { return &c.AnyUDPPort })},
 		{pasta, "--freebind", on(func(c *Config) *bool { return &c.FreeBind })},
 		{pasta, "--no-splice", on(func(c *Config) *bool { return &c.NoSplice })},
 		{pasta, "--host-lo-to-ns-lo", on(func(c *Config) *bool { return &c.HostLoToNSLo })},

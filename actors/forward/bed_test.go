@@ -96,7 +96,7 @@ func (w *twin) AcceptTCP(fd int, k flow.Key) {
 	w.note(fd, begun{Kind: "tap TCP", From: from, To: to})
 }
 
-func (w *twin) Listens(port uint16, on bool) {
+func (w *twin) Listens(port, _ uint16, on bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.listens == nil {

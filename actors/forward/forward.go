@@ -26,9 +26,9 @@ type Tap interface {
 	// ServeUDP takes over fd, one more descriptor of the socket of l, and receives from that and answers by it,
 	// until l was told that this has ended: for want of anything to do, or because stop was called.
 	ServeUDP(fd int, l flow.Listener) (stop func(), err error)
-	// Listens says that the UDP port of the host is listened on from now on, or is not any more: with
-	// it, flows of the guest's must not take what is for the listener.
-	Listens(port uint16, on bool)
+	// Listens says that the UDP port of the host is listened on for the guest's port to from now on, or is not any
+	// more: flows of the guest's must not take what is for the listener.
+	Listens(port, to uint16, on bool)
 	// Shared returns the UDP ports of the host that have a socket of flows of the guest's: bound like
 	// that of a service, but none.
 	Shared() []uint16

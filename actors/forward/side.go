@@ -190,7 +190,7 @@ func (s *side) detach(r *rule, port uint16) {
 // tell tells the flows over the guest's link whether port of r is listened on.
 func (s *side) tell(r *rule, port uint16, on bool) {
 	if s.which == Host && r.Protocol == config.UDP && s.f.cfg.Tap != nil {
-		s.f.cfg.Tap.Listens(port, on)
+		s.f.cfg.Tap.Listens(port, r.To+(port-r.Ports.First), on)
 	}
 }
 

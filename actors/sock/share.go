@@ -36,7 +36,7 @@ func (h *Host) ShareUDP(fd int) (int, error) {
 		return -1, unix.ENOTCONN
 	}
 	v4 := local.Addr().Is4()
-	if err := free(local); err != nil {
+	if err := h.free(local, false); err != nil {
 		return -1, err
 	}
 	s, err := unix.Socket(family(v4), unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
@@ -51,8 +51,13 @@ func (h *Host) ShareUDP(fd int) (int, error) {
 }
 
 // free returns ErrPortShared unless it is sure that nobody has the port of local, where a connected socket
-// is bound, at all addresses: then it could not be had at another address either.
-func free(local netip.AddrPort) error {
+// is bound, at all addresses: then it could not be had at another address either. With sharing, sockets with
+// SO_REUSEPORT are nobody.
+func (h *Host) free(local netip.AddrPort, sharing bool) error {
+	if h.Ports != nil { // a flow that begins must not take this for somebody who has the port
+		h.Ports.mu.Lock()
+		defer h.Ports.mu.Unlock()
+	}
 	probe := probe6
 	if local.Addr().Is4() {
 		probe = probe4
@@ -65,6 +70,11 @@ func free(local netip.AddrPort) error {
 		return os.NewSyscallError("socket", err)
 	}
 	defer unix.Close(fd)
+	if sharing {
+		if e := rawSetInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1); e != 0 {
+			return os.NewSyscallError("setsockopt SO_REUSEPORT", e)
+		}
+	}
 	if probe.Is6() {
 		if err := unix.SetsockoptInt(fd, unix.SOL_IPV6, unix.IPV6_V6ONLY, 1); err != nil {
 			return os.NewSyscallError("setsockopt IPV6_V6ONLY", err)
@@ -80,11 +90,11 @@ func (h *Host) share(fd int, v4 bool, port uint16) error {
 	level, info, all := unix.SOL_IP, unix.IP_PKTINFO, unix.IP_MULTICAST_ALL
 	if !v4 {
 		level, info, all = unix.SOL_IPV6, unix.IPV6_RECVPKTINFO, unix.IPV6_MULTICAST_ALL
-		if err := unix.SetsockoptInt(fd, unix.SOL_IPV6, unix.IPV6_V6ONLY, 1); err != nil {
-			return os.NewSyscallError("setsockopt IPV6_V6ONLY", err)
-		}
 	}
 	if err := h.prepare(fd, v4); err != nil {
+		return err
+	}
+	if err := reuse(fd); err != nil {
 		return err
 	}
 	if err := unix.SetsockoptInt(fd, level, info, 1); err != nil {
@@ -98,6 +108,21 @@ func (h *Host) share(fd int, v4 bool, port uint16) error {
 		}
 	}
 	return os.NewSyscallError("bind", unix.Bind(fd, h.Sockaddr(netip.AddrPortFrom(src, port))))
+}
+
+// Contested reports whether another socket of the host has by now the port of fd, one of ShareUDP, at all addresses:
+// it was bound later, with SO_REUSEADDR, and what comes to the port is for one of both.
+//
+// To bind to the port without SO_REUSEADDR finds that out, and fd is no obstacle while both are for sharing in the
+// other way, SO_REUSEPORT (socket(7)): the kernel looks at the sockets bound last first. Nothing is taken by that, since
+// the address is one that nobody sends to.
+func (h *Host) Contested(fd int) bool {
+	local, ok := Local(fd)
+	if !ok || rawSetInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1) != 0 {
+		return false
+	}
+	defer rawSetInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 0)
+	return errors.Is(h.free(local, true), ErrPortShared)
 }
 
 // Aside has fd, a connected UDP socket, receive nothing any more from peer, whom it is connected to: it is

@@ -22,7 +22,9 @@ type Host struct {
 	Device4, Device6 string
 	// FreeBind lets UDP sockets have a source address that the host does not have (IP_FREEBIND, ip(7)).
 	FreeBind bool
-	// Ports remembers what stands for ports that UDP sockets could not have; nil: nothing does.
+	// AnyPort has UDP sockets have ports of the kernel's choice, and never the guest's own.
+	AnyPort bool
+	// Ports knows the ports of UDP sockets, and what stands for those that they could not have; nil: nothing does.
 	Ports *Ports
 	// Log is told what a connection does without; nil: nobody is.
 	Log *zap.Logger

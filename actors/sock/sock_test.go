@@ -103,7 +103,7 @@ func TestUDPNeeds(t *testing.T) {
 			{"no such interface to loopback", loop, []func(*Host){throughNone}, nil},
 		} {
 			t.Run(loop.String()+"/"+tt.name, func(t *testing.T) {
-				fd, err := host(nil, tt.change...).UDP(0, netip.AddrPortFrom(tt.to, 9))
+				fd, _, err := host(nil, tt.change...).UDP(0, netip.AddrPortFrom(tt.to, 9))
 				if err == nil {
 					unix.Close(fd)
 				}
@@ -113,7 +113,7 @@ func TestUDPNeeds(t *testing.T) {
 			})
 		}
 		t.Run(loop.String()+"/address of nobody, freely", func(t *testing.T) {
-			fd, err := host(nil, fromForeign, bindingFreely).UDP(0, netip.AddrPortFrom(far, 9))
+			fd, _, err := host(nil, fromForeign, bindingFreely).UDP(0, netip.AddrPortFrom(far, 9))
 			if errors.Is(err, unix.ENETUNREACH) {
 				t.Skip("no route from here")
 			}

@@ -21,10 +21,13 @@ const (
 // Dialer makes the sockets of flows.
 type Dialer interface {
 	// UDP returns a non-blocking datagram socket connected to addr and, if possible, bound to port.
-	UDP(port uint16, addr netip.AddrPort) (fd int, err error)
+	// What it holds is released when it is closed.
+	UDP(port uint16, addr netip.AddrPort) (fd int, held sock.Held, err error)
 	// ShareUDP returns another one bound to the port of fd, which is one of UDP, and connected to nobody.
 	// It fails if somebody else might miss what comes to that port.
 	ShareUDP(fd int) (int, error)
+	// Contested reports whether somebody else has by now the port of fd, which is one of ShareUDP.
+	Contested(fd int) bool
 }
 
 // conn is one flow, or those that share a socket. Serve's goroutine is the only one that touches it.
@@ -33,6 +36,7 @@ type conn struct {
 	port   *flow.Port
 	dialer Dialer
 	fd     int
+	held   sock.Held // the port of fd
 
 	*party        // whom it is about now
 	one    party  // whom the flow was made for
@@ -79,8 +83,9 @@ func newConn(env *flow.Env, port *flow.Port, host netip.AddrPort) *conn {
 // Serve runs the flow of port, whose mailbox holds the guest's first datagram, until it ends, and
 // leaves the port closed. host is where it leads to.
 func Serve(env *flow.Env, port *flow.Port, dialer Dialer, host netip.AddrPort) {
-	defer port.Close()
 	c := newConn(env, port, host)
+	defer c.held.Release()
+	defer port.Close()
 	c.dialer, c.shares = dialer, env.Sharing != nil && port.Shared() != nil
 	ok := c.open()
 	port.Opened()
@@ -126,8 +131,8 @@ func (c *conn) run() {
 
 // open makes the socket. It reports whether the flow goes on.
 func (c *conn) open() bool {
-	fd, err := c.dialer.UDP(c.port.Key().GuestPort, c.host)
-	if err != nil {
+	fd, held, err := c.dialer.UDP(c.port.Key().GuestPort, c.host)
+	if c.held = held; err != nil {
 		c.noSocket(err)
 		return false
 	}
@@ -163,6 +168,9 @@ func (c *conn) step() bool {
 	}
 	if c.sendError {
 		c.readErrors()
+	}
+	if c.crowd != nil {
+		c.lookAgain(c.lastAt)
 	}
 	if c.port.Stopped() || c.failed {
 		return false

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"net/netip"
+	"time"
 
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
@@ -29,6 +30,8 @@ type crowd struct {
 	// In the order in which they were last heard of: those that are more than a question and an answer, and
 	// the others. Of peers that have begun, those that were answered are apart from those that were not.
 	streams, answered, waiting peerList
+
+	looked flow.Time // when it was last found out whether somebody else has the port
 
 	n       int      // of peers
 	callers *callers // the peers have begun; nil: the guest has
@@ -171,7 +174,7 @@ func (c *conn) gather() bool {
 	unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, bulkBuffer)
 	unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, bulkBuffer)
 	c.out = [2]marks{{ttl: defaultTTL}, {ttl: defaultTTL}}
-	c.crowd = &crowd{port: port, peers: make(map[remote]*party)}
+	c.crowd = &crowd{port: port, peers: make(map[remote]*party), looked: flow.Now()}
 	c.include(c.party, remote{addr: c.key.Remote, port: c.key.RemotePort})
 	return true
 }
@@ -318,9 +321,27 @@ func (c *conn) sender(in *incoming, i int) *party {
 	p := c.crowd.peers[remoteOf(&in.names[i])]
 	if p == nil || !in.control[i].ToUs(int(in.msgs[i].Hdr.Controllen)) {
 		c.env.Counters.Strangers.Add(1)
+		c.lookAgain(flow.Now()) // perhaps it is for somebody else
 		return nil
 	}
 	return p
+}
+
+// lookEvery is the time after which it is found out again whether somebody else has the port.
+const lookEvery = flow.Time(time.Second)
+
+// lookAgain has the flow end if somebody else has its port by now, who might miss what comes to it: the guest's next
+// datagram begins with another port.
+func (c *conn) lookAgain(now flow.Time) {
+	w := c.crowd
+	if w.callers != nil || now-w.looked < lookEvery {
+		return
+	}
+	w.looked = now
+	if c.dialer.Contested(c.fd) {
+		c.env.Log.Debug("Somebody else has the port of a flow now", zap.Uint16("port", w.port))
+		c.port.Stop()
+	}
 }
 
 // about makes the peer that the report r is about the one that c is about, and reports whether there is one.

@@ -41,7 +41,8 @@
 // # Mapping and filtering
 //
 // In the words of RFC 4787: mapping is endpoint-independent, since all flows of a guest's port have the
-// same port of the host, that port itself or, where the host does not give us that, one other. Filtering
+// same port of the host: that port itself if no other program of the host, and no port forwarded elsewhere, has it
+// (sock.Ports), or else one of the kernel's choice. Filtering
 // depends on address and port: a peer that was not spoken to, or not of late, is not heard, unless the port
 // is forwarded. A peer that the guest speaks to by two names, such as the resolver's and the address that
 // stands for it, has two flows, the second by another port: what it answers tells ports, but no names.
@@ -63,8 +64,8 @@
 // forwarded, and one there ends when that begins; nor where another socket of the host has the port at all
 // addresses, which is tried out by binding it to one of loopback (sock.Host's ShareUDP). The flow then keeps
 // alone, and each peer has an actor and a socket, as have destinations that are translated, link-local ones
-// and groups, and what the host has begun. A program that binds the port later (SO_REUSEADDR) is not
-// noticed.
+// and groups. While there is traffic that is tried out again once a second: if another program has bound the port
+// meanwhile (SO_REUSEADDR), the crowd's actor ends, and its peers begin anew with another port.
 //
 // # Peers that begin
 //

@@ -143,12 +143,12 @@ func expect(t testing.TB, p *net.UDPConn, want [][]byte) netip.AddrPort {
 // noRows makes sockets on which the kernel refuses UDP_SEGMENT (udp(7)): SO_NO_CHECK does that.
 type noRows struct{ sock.Host }
 
-func (d *noRows) UDP(port uint16, addr netip.AddrPort) (int, error) {
-	fd, err := d.Host.UDP(port, addr)
+func (d *noRows) UDP(port uint16, addr netip.AddrPort) (int, sock.Held, error) {
+	fd, held, err := d.Host.UDP(port, addr)
 	if err == nil {
 		err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_NO_CHECK, 1)
 	}
-	return fd, err
+	return fd, held, err
 }
 
 var batches = []struct {
@@ -625,12 +625,13 @@ type late struct {
 }
 
 func (d *late) ShareUDP(int) (int, error) { return -1, unix.EADDRINUSE }
+func (d *late) Contested(int) bool        { return false }
 
-func (d *late) UDP(port uint16, addr netip.AddrPort) (int, error) {
+func (d *late) UDP(port uint16, addr netip.AddrPort) (int, sock.Held, error) {
 	h := &sock.Host{}
-	fd, err := h.UDP(port, addr)
+	fd, held, err := h.UDP(port, addr)
 	if err != nil {
-		return fd, err
+		return fd, held, err
 	}
 	// Back to unconnected (connect(2), AF_UNSPEC), but bound.
 	any := unix.RawSockaddr{Family: unix.AF_UNSPEC}
@@ -643,7 +644,7 @@ func (d *late) UDP(port uint16, addr netip.AddrPort) (int, error) {
 			d.t.Error(err)
 		}
 	}
-	return fd, unix.Connect(fd, h.Sockaddr(addr))
+	return fd, held, unix.Connect(fd, h.Sockaddr(addr))
 }
 
 func TestStrangersAreNotHeard(t *testing.T) {
@@ -662,11 +663,11 @@ func TestStrangersAreNotHeard(t *testing.T) {
 	})
 }
 
-type noDialer struct{}
+type noDialer struct{ Dialer }
 
-func (noDialer) ShareUDP(int) (int, error) { return -1, unix.EADDRINUSE }
-
-func (noDialer) UDP(uint16, netip.AddrPort) (int, error) { return -1, os.ErrPermission }
+func (noDialer) UDP(uint16, netip.AddrPort) (int, sock.Held, error) {
+	return -1, sock.Held{}, os.ErrPermission
+}
 
 func TestFlowWithoutSocketEnds(t *testing.T) {
 	b := newBed(t, families[0], 9, options{dialer: noDialer{}, doNotServe: true})
@@ -689,7 +690,7 @@ func TestOutOfDescriptorsWarnsOnce(t *testing.T) {
 }
 
 func TestBroadcastIsRefused(t *testing.T) {
-	_, err := (&sock.Host{}).UDP(40000, netip.MustParseAddrPort("255.255.255.255:9"))
+	_, _, err := (&sock.Host{}).UDP(40000, netip.MustParseAddrPort("255.255.255.255:9"))
 	if !errors.Is(err, unix.EACCES) && !errors.Is(err, unix.ENETUNREACH) {
 		t.Errorf("err = %v", err)
 	}

@@ -284,7 +284,7 @@ func engineConfig(cfg *config.Config, host *autodetect.Host, dns *autodetect.DNS
 			Scope: uint32(max(host.V6.Index, 0)),
 			Out4:  cfg.IPv4.Outbound, Out6: cfg.IPv6.Outbound,
 			Device4: cfg.IPv4.OutboundIf, Device6: cfg.IPv6.OutboundIf,
-			FreeBind: cfg.FreeBind, Log: log,
+			FreeBind: cfg.FreeBind, AnyPort: cfg.AnyUDPPort, Log: log,
 		},
 		NoTCP: !cfg.TCP, NoUDP: !cfg.UDP, NoICMP: !cfg.ICMP,
 		Guest:      rules.Guest{V4: host.V4.Address, V6: host.V6.Address, LinkLocal: guest.LinkLocal},

@@ -243,7 +243,7 @@ func TestListenerKeepsItsPort(t *testing.T) {
 		if got := leaktest.Descriptors(t) - before; got != 1 {
 			t.Fatalf("%d descriptors", got)
 		}
-		w.Listens(w.port, true)
+		w.Listens(w.port, w.port, true)
 		until(t, "the flows ended", func() bool { return w.Flows() == 0 })
 		for range 2 {
 			for _, p := range peers {
@@ -255,7 +255,7 @@ func TestListenerKeepsItsPort(t *testing.T) {
 		if got := leaktest.Descriptors(t) - before; got != len(peers) {
 			t.Errorf("%d descriptors, want %d", got, len(peers))
 		}
-		w.Listens(w.port, false)
+		w.Listens(w.port, w.port, false)
 		w.port++
 		w.exchange(peers[0], "another port")
 		w.exchange(peers[1], "another port")
@@ -265,43 +265,114 @@ func TestListenerKeepsItsPort(t *testing.T) {
 	})
 }
 
-// TestOthersPortIsLeftToThem: what comes to a port that somebody else has at all addresses, as SO_REUSEADDR
-// permits, is not taken from them.
+// portOfAll binds a socket to a port at all addresses, as SO_REUSEADDR permits.
+func portOfAll(t *testing.T, fam family, port uint16) int {
+	t.Helper()
+	fd, err := sock.Packet(fam.guest.Is4())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Close(fd) })
+	var any unix.Sockaddr = &unix.SockaddrInet4{Port: int(port)}
+	if fam.guest.Is6() {
+		any = &unix.SockaddrInet6{Port: int(port)}
+	}
+	if err := unix.Bind(fd, any); err != nil {
+		t.Fatal(err)
+	}
+	return fd
+}
+
+// TestOthersPortIsLeftToThem: a port that somebody else has at all addresses, although that may be shared, is not
+// taken: neither for strangers' datagrams nor for those of the guest's peers.
 func TestOthersPortIsLeftToThem(t *testing.T) {
 	forFamilies(t, func(t *testing.T, fam family) {
 		w := newWorld(t, fam, time.Hour)
-		fd, err := sock.Packet(fam.guest.Is4())
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer unix.Close(fd)
-		var any unix.Sockaddr = &unix.SockaddrInet4{Port: int(w.port)}
-		if fam.guest.Is6() {
-			any = &unix.SockaddrInet6{Port: int(w.port)}
-		}
-		if err := unix.Bind(fd, any); err != nil {
-			t.Fatal(err)
-		}
+		fd := portOfAll(t, fam, w.port)
 		peers := fam.peers(t, 5)
 		before := leaktest.Descriptors(t)
+		seen := map[uint16]bool{}
 		for range 2 {
 			for _, p := range peers {
-				if from := w.exchange(p, "x"); from.Port() != w.port {
-					t.Errorf("came from %v", from)
-				}
+				seen[w.exchange(p, "x").Port()] = true
 			}
 		}
-		if got := leaktest.Descriptors(t) - before; got != len(peers) {
-			t.Errorf("%d descriptors, want %d", got, len(peers))
+		if len(seen) != 1 || seen[w.port] {
+			t.Errorf("came from ports %v, want one that is not %d", seen, w.port)
 		}
-		stranger := newPeer(t, fam.host(9))
-		stranger.answer(netip.AddrPortFrom(fam.host(1), w.port), "for the other")
+		if got := leaktest.Descriptors(t) - before; got != 1 {
+			t.Errorf("%d descriptors", got)
+		}
+		for _, p := range []*peer{newPeer(t, fam.host(9)), peers[0]} {
+			p.answer(netip.AddrPortFrom(fam.host(1), w.port), "for the other")
+			until(t, "the other's datagram", func() bool {
+				b := make([]byte, 100)
+				n, e := sock.Recv(fd, b)
+				return e == 0 && string(b[:n]) == "for the other"
+			})
+		}
+		w.nothing()
+	})
+}
+
+// TestPortThatOthersBindLater: somebody else binds the port that the guest's flows have, as SO_REUSEADDR permits:
+// that is noticed, and they go on with another one.
+func TestPortThatOthersBindLater(t *testing.T) {
+	forFamilies(t, func(t *testing.T, fam family) {
+		w := newWorld(t, fam, time.Hour)
+		peers := fam.peers(t, 3)
+		for _, p := range peers {
+			if from := w.exchange(p, "x"); from.Port() != w.port {
+				t.Fatalf("came from %v", from)
+			}
+		}
+		fd := portOfAll(t, fam, w.port)
+		until(t, "another port", func() bool {
+			w.send(peers[0].at, "y")
+			return peers[0].expect("y").Port() != w.port
+		})
+		other := w.exchange(peers[1], "z").Port()
+		for _, p := range peers {
+			if from := w.exchange(p, "z"); from.Port() != other || other == w.port {
+				t.Errorf("came from %v, before from port %d", from, other)
+			}
+		}
+		newPeer(t, fam.host(9)).answer(netip.AddrPortFrom(fam.host(1), w.port), "for the other")
 		until(t, "the other's datagram", func() bool {
 			b := make([]byte, 100)
 			n, e := sock.Recv(fd, b)
 			return e == 0 && string(b[:n]) == "for the other"
 		})
-		w.nothing()
+	})
+}
+
+// TestPortOfAnotherForward: a port of the host that leads to another port of the guest's is not taken.
+func TestPortOfAnotherForward(t *testing.T) {
+	forFamilies(t, func(t *testing.T, fam family) {
+		w := newWorld(t, fam, time.Hour)
+		w.Listens(w.port, w.port+1, true)
+		portOfAll(t, fam, w.port)
+		p := newPeer(t, fam.host(5))
+		if from := w.exchange(p, "x"); from.Port() == w.port {
+			t.Errorf("came from %v", from)
+		}
+	})
+}
+
+// TestPortsOfTheKernelsChoice: with that asked for the guest's own port is never taken, and all peers see one.
+func TestPortsOfTheKernelsChoice(t *testing.T) {
+	forFamilies(t, func(t *testing.T, fam family) {
+		w := newWorld(t, fam, time.Hour, func(c *actors.Config) { c.Host.AnyPort = true })
+		seen := map[uint16]bool{}
+		for _, p := range fam.peers(t, 20) {
+			seen[w.exchange(p, "x").Port()] = true
+		}
+		if len(seen) != 1 || seen[w.port] {
+			t.Errorf("ports %v of %d", seen, w.port)
+		}
+		taken := newPeer(t, fam.host(77)) // which the guest has not
+		w.port = taken.at.Port()
+		w.exchange(taken, "x")
 	})
 }
 

@@ -33,6 +33,7 @@ func TestAnythingGoes(t *testing.T) {
 				r.step()
 			}
 			r.conclude()
+			until(t, "all expired", func() bool { return r.Flows() == 0 }) // the next engine wants the port
 		}
 	})
 }
@@ -87,7 +88,7 @@ func (r *randomly) step() {
 		}
 	case op < 90:
 		r.listens = !r.listens
-		r.Listens(r.port, r.listens)
+		r.Listens(r.port, r.port, r.listens)
 	case op < 91:
 		until(r.t, "all expired", func() bool { r.look(); return r.Flows() == 0 })
 	}
