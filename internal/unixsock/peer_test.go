@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
@@ -88,12 +89,16 @@ func TestForUser(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer next.Close()
+	for _, c := range []net.Conn{refused, next} {
+		c.SetDeadline(time.Now().Add(5 * time.Second))
+	}
 	served, err := l.Accept()
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer served.Close()
 	if n, err := refused.Read(make([]byte, 1)); err != io.EOF {
-		t.Errorf("the one that is refused reads %d, %v", n, err)
+		t.Fatalf("the one that is refused reads %d, %v", n, err)
 	}
 	served.Write([]byte{7})
 	if n, err := next.Read(make([]byte, 1)); n != 1 {
