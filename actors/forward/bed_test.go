@@ -200,6 +200,16 @@ func (w *twin) take() (b begun, fd int) {
 	return b, fd
 }
 
+// forget closes the flows that are left.
+func (w *twin) forget() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, fd := range w.fds {
+		unix.Close(fd)
+	}
+	w.flows, w.fds = nil, nil
+}
+
 // none checks that no flow is left.
 func (w *twin) none() {
 	w.t.Helper()

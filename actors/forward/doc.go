@@ -34,6 +34,9 @@
 // we listen ourselves do not count as bound, or each direction would follow the other. What counts is
 // the state before the update, of both sides.
 //
+// Rules of both directions that lead in a circle are refused, and so are flows at ports of which that is found out when
+// they are listened on (loop.go).
+//
 // All rules can be replaced at once. A port that both the old and the new rules listen on in the same
 // way keeps its socket, so that no connection is refused meanwhile; what has begun goes on in any case.
 //

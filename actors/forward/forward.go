@@ -8,6 +8,7 @@ import (
 	"os"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -73,6 +74,7 @@ type Forwarder struct {
 	Spent    flow.Bound // how often there was no descriptor or memory for what wanted to come in
 	Failed   flow.Bound // how often a flow of UDP could not begin for another reason
 	warnings limiter
+	circles  atomic.Pointer[circles] // among the ports that are listened on
 
 	mu     sync.Mutex // guards what follows, see the package comment
 	closed bool
@@ -178,6 +180,10 @@ func (f *Forwarder) Add(dir config.Direction, list ...config.Rule) ([]Failure, e
 			}
 		}
 	}
+	if err := f.refuseCircles(f.with(dir, list)); err != nil {
+		return nil, err
+	}
+	defer f.lookForCircles()
 	bound, err := f.boundFor(dir, tcp, udp)
 	if err != nil {
 		return nil, err
@@ -216,6 +222,17 @@ func (f *Forwarder) Add(dir config.Direction, list ...config.Rule) ([]Failure, e
 	f.rules[dir] = append(f.rules[dir], made...)
 	f.quiet = false
 	return failures, nil
+}
+
+// with returns the rules of both directions, with list added to those of one. f.mu is held.
+func (f *Forwarder) with(dir config.Direction, list []config.Rule) (lists [2][]config.Rule) {
+	for d := range lists {
+		for _, r := range f.rules[d] {
+			lists[d] = append(lists[d], r.Rule)
+		}
+	}
+	lists[dir] = append(lists[dir], list...)
+	return lists
 }
 
 // check reports what is wrong with a list of rules by itself, and which protocols have rules to be
@@ -267,6 +284,7 @@ func (f *Forwarder) Remove(dir config.Direction, list ...config.Rule) error {
 	}
 	f.rules[dir] = kept
 	f.quiet = false
+	f.lookForCircles()
 	return nil
 }
 
@@ -421,6 +439,10 @@ func (f *Forwarder) route(which Side, l *listener, peer netip.AddrPort, at netip
 	}
 	if r.Place == rules.Tap && f.cfg.Tap == nil || (r.Place == rules.Namespace || r.Place == rules.Host) && f.cfg.Splice == nil {
 		r = rules.Route{}
+	}
+	if f.circular(which, l, r, at) {
+		f.warn(fmt.Sprintf("Port leads back to itself, refused: %s %s %s -> %s", which, l.rule.Protocol, describe(peer), describe(netip.AddrPortFrom(at, l.port))))
+		return rules.Route{}
 	}
 	if r.Place == rules.Nowhere {
 		f.warn(fmt.Sprintf("No rules to forward %s %s %s -> %s", which, l.rule.Protocol, describe(peer), describe(netip.AddrPortFrom(at, l.port))))

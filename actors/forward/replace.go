@@ -33,6 +33,10 @@ func (f *Forwarder) Replace(inbound, outbound []config.Rule) ([]Failure, error) 
 			return nil, err
 		}
 	}
+	if err := f.refuseCircles(lists); err != nil {
+		return nil, err
+	}
+	defer f.lookForCircles()
 	var failures []Failure
 	var failure error
 	for dir, list := range lists {

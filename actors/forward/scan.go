@@ -56,6 +56,7 @@ func (f *Forwarder) rescan() {
 		return
 	}
 	f.last, f.quiet = now, true
+	defer f.lookForCircles()
 	for dir := range now {
 		for _, r := range f.rules[dir] {
 			if r.Scan {
