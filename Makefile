@@ -81,6 +81,7 @@ static:
 	@files=$$(gofmt -l .); if [ -n "$$files" ]; then echo "not gofmt-ed:"; echo "$$files"; exit 1; fi
 	$(GO) vet ./...
 	$(GO) tool staticcheck ./...
+	GO='$(GO)' sh tests/cross.sh
 
 # Each fuzz target; for a night: make fuzz FUZZTIME=10m, or FUZZTOTAL=6h for all of them. What they find stays in
 # FUZZCACHE, and the next run begins with it.

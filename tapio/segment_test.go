@@ -183,7 +183,7 @@ func TestSegment(t *testing.T) {
 							continue
 						}
 						l := pkt.Layer(layers.LayerTypeTCP).(*layers.TCP)
-						if seq := uint32(0xfffffff0 + len(got)); l.Seq != seq {
+						if seq := 0xfffffff0 + uint32(len(got)); l.Seq != seq {
 							t.Errorf("seq %d, want %d", l.Seq, seq)
 						}
 						first, last := count == 1, count == tt.want

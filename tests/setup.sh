@@ -8,7 +8,7 @@ all='passt:pasta slirp4netns:slirp4netns iperf3:iperf3 socat:socat tcpdump:tcpdu
 tshark:tshark nftables:nft iproute2:ip procps:ps util-linux:nsenter iputils-ping:ping
 ethtool:ethtool curl:curl gcc:gcc apparmor:apparmor_parser checkpolicy:checkmodule man-db:man groff-base:groff isc-dhcp-client:dhclient dhcpcd-base:dhcpcd udhcpc:udhcpc
 ndisc6:rdisc6 iputils-arping:arping qemu-system-x86:qemu-system-x86_64
-busybox-static:busybox traceroute:traceroute'
+busybox-static:busybox traceroute:traceroute qemu-user-static:qemu-s390x-static'
 
 PATH=$PATH:/usr/sbin:/sbin
 missing=

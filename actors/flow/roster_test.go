@@ -236,13 +236,13 @@ func TestIdlestFlow(t *testing.T) {
 	}
 	now := Now()
 	for i, p := range ports {
-		p.Used(now - Time((i*37%100+1)*int(InUse)))
+		p.Used(now - Time(i*37%100+1)*InUse)
 		p.Settled()
 	}
 	ports[27].Leaves() // 27*37%100 = 99: for longest
 	for i := range 99 {
 		p, last := r.Idlest()
-		if want := now - Time((99-i)*int(InUse)); p == nil || last != want {
+		if want := now - Time(99-i)*InUse; p == nil || last != want {
 			t.Fatalf("flow %d is idle since %v, want %v", i, last, want)
 		}
 		p.Used(Now() + Time(i+1))

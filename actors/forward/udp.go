@@ -385,7 +385,6 @@ type batch struct {
 type mmsghdr struct {
 	hdr unix.Msghdr
 	n   uint32
-	_   [4]byte
 }
 
 func newBatch() *batch {

@@ -1,7 +1,6 @@
 package forward
 
 import (
-	"encoding/binary"
 	"net/netip"
 	"testing"
 	"unsafe"
@@ -14,9 +13,9 @@ import (
 // control builds one control message.
 func control(level, typ int32, body []byte) []byte {
 	b := make([]byte, unix.CmsgSpace(len(body)))
-	binary.NativeEndian.PutUint64(b, uint64(unix.CmsgLen(len(body))))
-	binary.NativeEndian.PutUint32(b[8:], uint32(level))
-	binary.NativeEndian.PutUint32(b[12:], uint32(typ))
+	h := (*unix.Cmsghdr)(unsafe.Pointer(&b[0]))
+	h.Level, h.Type = level, typ
+	h.SetLen(unix.CmsgLen(len(body)))
 	copy(b[unix.CmsgLen(0):], body)
 	return b
 }

@@ -635,7 +635,7 @@ func (d *late) UDP(port uint16, addr netip.AddrPort) (int, sock.Held, error) {
 	}
 	// Back to unconnected (connect(2), AF_UNSPEC), but bound.
 	any := unix.RawSockaddr{Family: unix.AF_UNSPEC}
-	if _, _, e := syscall.RawSyscall(syscall.SYS_CONNECT, uintptr(fd), uintptr(ptrOf(&any)), unsafeSize); e != 0 {
+	if _, _, e := syscall.RawSyscall(unix.SYS_CONNECT, uintptr(fd), uintptr(ptrOf(&any)), unsafeSize); e != 0 {
 		d.t.Error(e)
 	}
 	to := netip.AddrPortFrom(addr.Addr(), port)

@@ -3,13 +3,13 @@
 # program, its links and manual pages, a .deb and an .rpm; and SHA256SUMS of them all.
 #
 #	VERSION   of the program
-#	ARCHES    what to build for (default: amd64 arm64)
+#	ARCHES    what to build for, as Go names it (default: all that are tested)
 #	GO        the go command
 #	DIST      the directory, which is emptied first (default: dist/ of the tree)
 set -eu
 
 top=$(cd "$(dirname "$0")/../.." && pwd)
-: "${VERSION:?}" "${ARCHES:=amd64 arm64}" "${GO:=go}" "${DIST:=$top/dist}"
+: "${VERSION:?}" "${ARCHES:=386 amd64 arm arm64 ppc64le riscv64 s390x}" "${GO:=go}" "${DIST:=$top/dist}"
 
 # Neither Debian nor RPM takes "_" in a version.
 PACKAGE_VERSION=$(printf %s "$VERSION" | tr _- ..)
@@ -33,10 +33,12 @@ nfpm=$work/nfpm
 for ARCH in $ARCHES; do
 	name=fusilli-$VERSION-linux-$ARCH
 	ROOT=$work/root-$ARCH
-	export ARCH ROOT
+	PACKAGE_ARCH=$ARCH
+	[ "$ARCH" != arm ] || PACKAGE_ARCH=arm7 # with hardware floating point, as Go builds it: Debian's armhf
+	export PACKAGE_ARCH ROOT
 	# A build of its own: that of the tree stays what it is.
 	mkdir -p "$work/src-$ARCH"
-	GOARCH=$ARCH make -s -C "$top" install GO="$GO" VERSION="$VERSION" OUT="$work/src-$ARCH" PREFIX=/usr DESTDIR="$ROOT"
+	GOARCH=$ARCH GOARM=7 make -s -C "$top" install GO="$GO" VERSION="$VERSION" OUT="$work/src-$ARCH" PREFIX=/usr DESTDIR="$ROOT"
 	find "$ROOT" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
 	tar -C "$ROOT" --sort=name --owner=0 --group=0 --numeric-owner --transform "s,^\./usr,$name,;s,^\.,$name," \
 		-cf - ./usr | gzip -n >"$DIST/$name.tar.gz"

@@ -44,11 +44,11 @@ func (a Action) ret() uint32 {
 	return unix.SECCOMP_RET_KILL_PROCESS
 }
 
-// Offsets in struct seccomp_data (seccomp(2)), on a little-endian machine.
+// Offsets in struct seccomp_data (seccomp(2)).
 const (
 	offNr   = 0
 	offArch = 4
-	offArgs = 16 // the low half of the first of six arguments of 64 bits
+	offArgs = 16 // the first of six arguments of 64 bits, also where a register has 32
 )
 
 // pids are the processes that conditions name.
@@ -123,7 +123,7 @@ func (r rule) compile(p []unix.SockFilter, who *pids) []unix.SockFilter {
 // compile appends code that goes on behind itself if the condition holds. Where its last instruction,
 // a jump, goes if not is yet to be said.
 func (c cond) compile(p []unix.SockFilter, who *pids) []unix.SockFilter {
-	p = append(p, load(offArgs+8*c.arg))
+	p = append(p, load(offArgs+8*c.arg+lowHalf))
 	if c.mask != ^uint32(0) {
 		p = append(p, unix.SockFilter{Code: unix.BPF_ALU | unix.BPF_AND | unix.BPF_K, K: c.mask})
 	}

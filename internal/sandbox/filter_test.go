@@ -70,7 +70,8 @@ func (m *machine) run(arch, nr uint32, args ...uint64) uint32 {
 		if i < len(args) {
 			v = args[i]
 		}
-		b = word(word(b, uint32(v)), uint32(v>>32)) // as on a little-endian machine: low half first
+		halves := [2]uint32{uint32(v), uint32(v >> 32)}
+		b = word(word(b, halves[lowHalf/4]), halves[1-lowHalf/4]) // lowHalf is 0 on a little-endian machine
 	}
 	n, err := m.vm.Run(b)
 	if err != nil {
@@ -157,35 +158,45 @@ func example(r rule) []uint64 {
 
 func TestFilterKillsForeignCalls(t *testing.T) {
 	m := newMachine(t, Pasta, Carrying)
-	for _, alien := range []uint32{unix.AUDIT_ARCH_I386, unix.AUDIT_ARCH_ARM, 0} {
+	for _, alien := range []uint32{unix.AUDIT_ARCH_I386, unix.AUDIT_ARCH_X86_64, unix.AUDIT_ARCH_ARM, unix.AUDIT_ARCH_AARCH64,
+		unix.AUDIT_ARCH_S390, unix.AUDIT_ARCH_S390X, unix.AUDIT_ARCH_PPC64LE, unix.AUDIT_ARCH_PPC64, unix.AUDIT_ARCH_PPC,
+		unix.AUDIT_ARCH_RISCV64, unix.AUDIT_ARCH_RISCV32, auditArch ^ 1, 0} {
+		if alien == auditArch {
+			continue
+		}
 		if got := m.run(alien, unix.SYS_READ); got != unix.SECCOMP_RET_KILL_PROCESS {
 			t.Errorf("architecture %#x: %#x", alien, got)
 		}
 	}
 	if foreignCalls != 0 {
 		if got := m.run(auditArch, foreignCalls|unix.SYS_READ); got != unix.SECCOMP_RET_KILL_PROCESS {
-			t.Errorf("x32: %#x", got)
+			t.Errorf("calls of another kind: %#x", got)
 		}
 	}
 }
 
 func TestFilterLooksAtArguments(t *testing.T) {
+	flags := func(f uint64) []uint64 { // of clone(2)
+		args := make([]uint64, 6)
+		args[cloneFlags] = f
+		return args
+	}
 	tests := []struct {
 		name string
 		want bool
 		nr   uint32
 		args []uint64
 	}{
-		{"a thread", true, unix.SYS_CLONE, []uint64{threadFlags}},
-		{"a thread with TLS", true, unix.SYS_CLONE, []uint64{threadFlags | unix.CLONE_SETTLS}},
-		{"a process", false, unix.SYS_CLONE, []uint64{uint64(unix.SIGCHLD)}},
-		{"a thread in a user namespace", false, unix.SYS_CLONE, []uint64{threadFlags | unix.CLONE_NEWUSER}},
-		{"a traced thread", false, unix.SYS_CLONE, []uint64{threadFlags | unix.CLONE_PTRACE}},
-		{"memory", true, unix.SYS_MMAP, []uint64{0, 4096, unix.PROT_READ | unix.PROT_WRITE, unix.MAP_ANON | unix.MAP_PRIVATE, ^uint64(0)}},
-		{"reserved memory", true, unix.SYS_MMAP, []uint64{0, 4096, unix.PROT_NONE, unix.MAP_ANON | unix.MAP_PRIVATE | unix.MAP_FIXED}},
-		{"executable memory", false, unix.SYS_MMAP, []uint64{0, 4096, unix.PROT_READ | unix.PROT_EXEC, unix.MAP_ANON | unix.MAP_PRIVATE}},
-		{"a file", false, unix.SYS_MMAP, []uint64{0, 4096, unix.PROT_READ, unix.MAP_PRIVATE, 3}},
-		{"shared memory", false, unix.SYS_MMAP, []uint64{0, 4096, unix.PROT_READ, unix.MAP_ANON | unix.MAP_SHARED}},
+		{"a thread", true, unix.SYS_CLONE, flags(threadFlags)},
+		{"a thread with TLS", true, unix.SYS_CLONE, flags(threadFlags | unix.CLONE_SETTLS)},
+		{"a process", false, unix.SYS_CLONE, flags(uint64(unix.SIGCHLD))},
+		{"a thread in a user namespace", false, unix.SYS_CLONE, flags(threadFlags | unix.CLONE_NEWUSER)},
+		{"a traced thread", false, unix.SYS_CLONE, flags(threadFlags | unix.CLONE_PTRACE)},
+		{"memory", true, sysMmap, []uint64{0, 4096, unix.PROT_READ | unix.PROT_WRITE, unix.MAP_ANON | unix.MAP_PRIVATE, ^uint64(0)}},
+		{"reserved memory", true, sysMmap, []uint64{0, 4096, unix.PROT_NONE, unix.MAP_ANON | unix.MAP_PRIVATE | unix.MAP_FIXED}},
+		{"executable memory", false, sysMmap, []uint64{0, 4096, unix.PROT_READ | unix.PROT_EXEC, unix.MAP_ANON | unix.MAP_PRIVATE}},
+		{"a file", false, sysMmap, []uint64{0, 4096, unix.PROT_READ, unix.MAP_PRIVATE, 3}},
+		{"shared memory", false, sysMmap, []uint64{0, 4096, unix.PROT_READ, unix.MAP_ANON | unix.MAP_SHARED}},
 		{"a TCP socket", true, unix.SYS_SOCKET, []uint64{unix.AF_INET6, unix.SOCK_STREAM | unix.SOCK_NONBLOCK | unix.SOCK_CLOEXEC, 0}},
 		{"a ping socket", true, unix.SYS_SOCKET, []uint64{unix.AF_INET, unix.SOCK_DGRAM | unix.SOCK_CLOEXEC, unix.IPPROTO_ICMP}},
 		{"a raw socket", false, unix.SYS_SOCKET, []uint64{unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_ICMP}},
@@ -201,11 +212,11 @@ func TestFilterLooksAtArguments(t *testing.T) {
 		{"an eBPF socket filter", false, unix.SYS_SETSOCKOPT, []uint64{3, unix.SOL_SOCKET, unix.SO_ATTACH_BPF}},
 		{"TLS in the kernel", false, unix.SYS_SETSOCKOPT, []uint64{3, unix.SOL_TCP, unix.TCP_ULP}},
 		{"a netfilter table", false, unix.SYS_SETSOCKOPT, []uint64{3, unix.SOL_IP, 64}},
-		{"a copy of a descriptor", true, unix.SYS_FCNTL, []uint64{3, unix.F_DUPFD_CLOEXEC, 3}},
-		{"a copy for other programs", false, unix.SYS_FCNTL, []uint64{3, unix.F_DUPFD, 3}},
-		{"close on exec", true, unix.SYS_FCNTL, []uint64{3, unix.F_SETFD, unix.FD_CLOEXEC}},
-		{"no close on exec", false, unix.SYS_FCNTL, []uint64{3, unix.F_SETFD, 0}},
-		{"signals for a descriptor", false, unix.SYS_FCNTL, []uint64{3, unix.F_SETOWN, 1}},
+		{"a copy of a descriptor", true, sysFcntl, []uint64{3, unix.F_DUPFD_CLOEXEC, 3}},
+		{"a copy for other programs", false, sysFcntl, []uint64{3, unix.F_DUPFD, 3}},
+		{"close on exec", true, sysFcntl, []uint64{3, unix.F_SETFD, unix.FD_CLOEXEC}},
+		{"no close on exec", false, sysFcntl, []uint64{3, unix.F_SETFD, 0}},
+		{"signals for a descriptor", false, sysFcntl, []uint64{3, unix.F_SETOWN, 1}},
 		{"unread bytes", true, unix.SYS_IOCTL, []uint64{3, unix.SIOCINQ}},
 		{"typing on the terminal", false, unix.SYS_IOCTL, []uint64{0, unix.TIOCSTI}},
 		{"another tap", false, unix.SYS_IOCTL, []uint64{3, unix.TUNSETIFF}},
@@ -219,6 +230,9 @@ func TestFilterLooksAtArguments(t *testing.T) {
 	m := newMachine(t, Pasta, Carrying)
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
+			if tt.nr == sysMmap && mmapInMemory {
+				t.Skip("no filter sees the arguments of mmap here")
+			}
 			if got := m.allows(tt.nr, tt.args...); got != tt.want {
 				t.Errorf("allowed = %v, want %v", got, tt.want)
 			}
@@ -226,70 +240,9 @@ func TestFilterLooksAtArguments(t *testing.T) {
 	}
 }
 
-// TestFilterOfEachArchitecture makes the filters of both architectures, whichever this is, with numbers
-// from an independent list, and asks them about every number.
-func TestFilterOfEachArchitecture(t *testing.T) {
-	for _, a := range []struct {
-		info    *arch.Info
-		audit   uint32
-		foreign uint32
-		fstatat string
-		without string // call that there is not
-	}{
-		{arch.X86_64, unix.AUDIT_ARCH_X86_64, 0x40000000, "newfstatat", ""},
-		{arch.AARCH64, unix.AUDIT_ARCH_AARCH64, 0, "fstatat", "poll"},
-	} {
-		t.Run(a.info.Name, func(t *testing.T) {
-			eachList(t, func(t *testing.T, mode Mode, phase Phase) {
-				var here []*call
-				want := make(map[uint32]*call)
-				for _, c := range list(mode, phase) {
-					name := c.name
-					if name == nameFstatat {
-						name = a.fstatat
-					}
-					nr, ok := a.info.SyscallNames[name]
-					if !ok {
-						if c.name != a.without {
-							t.Errorf("there is no %s", c.name)
-						}
-						continue
-					}
-					d := *c
-					d.nr = uint32(nr)
-					here = append(here, &d)
-					want[d.nr] = &d
-				}
-				m := machineOf(t, assemble(here, a.audit, a.foreign, deny, testPIDs))
-				odd := []uint64{^uint64(0), ^uint64(0), ^uint64(0), ^uint64(0), ^uint64(0), ^uint64(0)}
-				for nr := uint32(0); nr < 1024; nr++ {
-					c := want[nr]
-					free := c != nil && len(c.rules) == 0
-					if got := m.run(a.audit, nr, odd...) == unix.SECCOMP_RET_ALLOW; got != free {
-						t.Errorf("call %d with senseless arguments: allowed %v, want %v", nr, got, free)
-					}
-					for i := 0; c != nil && i < len(c.rules); i++ {
-						if m.run(a.audit, nr, example(c.rules[i])...) != unix.SECCOMP_RET_ALLOW {
-							t.Errorf("%s: rule %d does not allow", c.name, i)
-						}
-					}
-				}
-				for _, alien := range []uint32{unix.AUDIT_ARCH_I386, unix.AUDIT_ARCH_ARM, unix.AUDIT_ARCH_X86_64 ^ unix.AUDIT_ARCH_AARCH64 ^ a.audit} {
-					if m.run(alien, 0) != unix.SECCOMP_RET_KILL_PROCESS {
-						t.Errorf("architecture %#x is not killed", alien)
-					}
-				}
-			})
-		})
-	}
-}
-
-// TestTable compares the names with the numbers, by an independent list of both.
+// TestTable compares the names with the numbers, where there is an independent list of both.
 func TestTable(t *testing.T) {
-	known := map[string]*arch.Info{"amd64": arch.X86_64, "arm64": arch.AARCH64}[runtime.GOARCH]
-	if known == nil {
-		t.Skipf("no list for %s", runtime.GOARCH)
-	}
+	known := map[string]*arch.Info{"386": arch.I386, "amd64": arch.X86_64, "arm": arch.ARM, "arm64": arch.AARCH64}[runtime.GOARCH]
 	type entry struct {
 		name  string
 		modes Mode
@@ -300,8 +253,10 @@ func TestTable(t *testing.T) {
 	calls := calls()
 	for i := range calls {
 		c := &calls[i]
-		if nr, ok := known.SyscallNames[c.name]; !ok || uint32(nr) != c.nr {
-			t.Errorf("%s has number %d, want %d", c.name, c.nr, nr)
+		if known != nil {
+			if nr, ok := known.SyscallNames[c.name]; !ok || uint32(nr) != c.nr {
+				t.Errorf("%s has number %d, want %d", c.name, c.nr, nr)
+			}
 		}
 		switch {
 		case twice[entry{c.name, c.modes, c.phases}]:
@@ -329,8 +284,8 @@ func TestTable(t *testing.T) {
 		}
 	}
 	eachList(t, func(t *testing.T, mode Mode, phase Phase) {
-		if n := count(mode, phase); phase != Starting && n >= 60 {
-			t.Errorf("%d system calls, want fewer than 60", n)
+		if n := count(mode, phase); phase != Starting && n >= 64 {
+			t.Errorf("%d system calls, want fewer than 64", n)
 		}
 	})
 }
@@ -374,8 +329,18 @@ it. A command that pasta runs has no filter.
 		fmt.Fprintf(&b, "| %s | %d | %d | %d |\n", mode, count(mode, Starting), count(mode, Carrying), count(mode, Waiting))
 	}
 	b.WriteString(`
-Where a call is there twice, a phase goes by the first that is for it. This is the list for x86-64; on
-arm64 there is no poll. The file is written from the table in internal/sandbox/table.go.
+Where a call is there twice, a phase goes by the first that is for it. This is the list for x86-64. It
+differs elsewhere:
+
+- arm64, riscv64: there is no poll.
+- arm, 386: calls that take offsets and identifiers have wider kinds (mmap2, fcntl64, fstat64,
+  fstatat64, _llseek, ftruncate64, ugetrlimit, getuid32 and the like), and these come in addition:
+  futex_time64, clock_gettime64 and, on 386, set_thread_area.
+- 386, s390x: Go's library makes most calls of sockets by socketcall, and s390x's mmap has its arguments
+  where socketcall's are: in memory, where no filter sees them. Of socketcall, the operation is checked.
+
+Calls by another convention (those of 32 bits on a machine of 64, x32, those that only ARM has) end the
+process. The file is written from the tables in internal/sandbox.
 
 | System call | Mode | Phase | What for | Arguments |
 |---|---|---|---|---|

@@ -89,8 +89,8 @@ func attempts(b before) []attempt {
 		{"execute a file", sys(unix.SYS_EXECVE, str("/bin/true"), mem, mem)},
 		{"execute by a directory left open", sys(unix.SYS_EXECVEAT, dir, str("bin/true"), mem, mem, 0)},
 		{"execute memory", sys(unix.SYS_MEMFD_CREATE, name, 0)},
-		{"executable memory", sys(unix.SYS_MMAP, 0, 4096, unix.PROT_READ|unix.PROT_WRITE|unix.PROT_EXEC, unix.MAP_ANON|unix.MAP_PRIVATE, ^uintptr(0))},
-		{"map a file", sys(unix.SYS_MMAP, 0, 4096, unix.PROT_READ, unix.MAP_PRIVATE, file)},
+		{"executable memory", sys(sysMmap, 0, 4096, unix.PROT_READ|unix.PROT_WRITE|unix.PROT_EXEC, unix.MAP_ANON|unix.MAP_PRIVATE, ^uintptr(0))},
+		{"map a file", sys(sysMmap, 0, 4096, unix.PROT_READ, unix.MAP_PRIVATE, file)},
 		{"make memory executable", sys(unix.SYS_MPROTECT, mem&^4095, 4096, unix.PROT_READ|unix.PROT_WRITE|unix.PROT_EXEC)},
 		{"a new process", func() error {
 			pid, _, errno := syscall.RawSyscall6(unix.SYS_CLONE, unix.CLONE_VFORK|uintptr(unix.SIGCHLD), 0, 0, 0, 0, 0)

@@ -138,7 +138,7 @@ var calls = sync.OnceValue(func() []call {
 			{is(0, unix.AF_INET, unix.AF_INET6), under(1, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, unix.SOCK_STREAM, unix.SOCK_DGRAM),
 				is(2, 0, unix.IPPROTO_TCP, unix.IPPROTO_UDP, unix.IPPROTO_ICMP, unix.IPPROTO_ICMPV6)},
 		}, "IPv4 and IPv6 streams and datagrams, for TCP, UDP and ping"},
-		{"fcntl", unix.SYS_FCNTL, both, always, "copies of descriptors, non-blocking mode, size of a pipe, lock of the log file", []rule{
+		{nameFcntl, sysFcntl, both, always, "copies of descriptors, non-blocking mode, size of a pipe, lock of the log file", []rule{
 			{is(1, unix.F_GETFL, unix.F_SETFL, unix.F_GETFD, unix.F_DUPFD_CLOEXEC, unix.F_SETPIPE_SZ, unix.F_GETPIPE_SZ,
 				unix.F_SETLK, unix.F_SETLKW)},
 			{is(1, unix.F_SETFD), is(2, unix.FD_CLOEXEC)},
@@ -147,17 +147,17 @@ var calls = sync.OnceValue(func() []call {
 			{within(3, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)},
 		}, "no flags but SOCK_NONBLOCK and SOCK_CLOEXEC"},
 
-		{"mmap", unix.SYS_MMAP, Vhost, carry, "the guest's memory; runtime: memory", []rule{
+		mmapCall(Vhost, carry, "the guest's memory; runtime: memory", []rule{
 			{within(2, unix.PROT_READ|unix.PROT_WRITE), is(3, unix.MAP_SHARED|unix.MAP_NORESERVE)},
 			{within(2, unix.PROT_READ|unix.PROT_WRITE), under(3, unix.MAP_FIXED, unix.MAP_ANON|unix.MAP_PRIVATE)},
-		}, "memory that is not executable: private and anonymous, or shared with a descriptor"},
+		}, "memory that is not executable: private and anonymous, or shared with a descriptor"),
 
 		// Go's runtime.
-		{"mmap", unix.SYS_MMAP, both, always, "runtime: memory", []rule{
+		mmapCall(both, always, "runtime: memory", []rule{
 			{within(2, unix.PROT_READ|unix.PROT_WRITE), under(3, unix.MAP_FIXED, unix.MAP_ANON|unix.MAP_PRIVATE)},
-		}, "private anonymous memory that is not executable"},
+		}, "private anonymous memory that is not executable"),
 		{"clone", unix.SYS_CLONE, both, always, "runtime: threads", []rule{
-			{under(0, unix.CLONE_SETTLS, threadFlags)},
+			{under(cloneFlags, unix.CLONE_SETTLS, threadFlags)},
 		}, "exactly the flags of a thread: no process, no namespace"},
 		{"tgkill", unix.SYS_TGKILL, both, always, "runtime: preempt a goroutine, die of a signal", []rule{
 			{isPID(0, self)},
@@ -165,6 +165,9 @@ var calls = sync.OnceValue(func() []call {
 	},
 		moreCalls(), // those of the architecture
 		[]call{
+			{nameFstatat, sysFstatat, Pasta, carry, "watch: look whether a namespace's name is still there", []rule{
+				{is(3, unix.AT_SYMLINK_NOFOLLOW)},
+			}, "without following links"},
 			{"pipe2", unix.SYS_PIPE2, Pasta, carry, "splice: a pipe for each direction of a connection", []rule{
 				{is(1, unix.O_NONBLOCK|unix.O_CLOEXEC)},
 			}, "non-blocking and close-on-exec"},
@@ -193,12 +196,12 @@ var calls = sync.OnceValue(func() []call {
 			{name: "writev", nr: unix.SYS_WRITEV, modes: both, phases: always, why: "frames and capture in several pieces"},
 			{name: "dup3", nr: unix.SYS_DUP3, modes: both, phases: carry, why: "close sockets of flows past Go's scheduler"},
 			{name: "close", nr: unix.SYS_CLOSE, modes: both, phases: always, why: "every descriptor"},
-			{name: "lseek", nr: unix.SYS_LSEEK, modes: both, phases: always, why: "length of the log, tables of bound ports"},
+			{name: nameLseek, nr: sysLseek, modes: both, phases: always, why: "length of the log, tables of bound ports"},
 			{name: "pread64", nr: unix.SYS_PREAD64, modes: both, phases: always, why: "log file: find where to cut"},
 			{name: "pwrite64", nr: unix.SYS_PWRITE64, modes: both, phases: always, why: "log file: add a line, cut"},
 			{name: "fallocate", nr: unix.SYS_FALLOCATE, modes: both, phases: always, why: "log file: cut the oldest part out"},
-			{name: "ftruncate", nr: unix.SYS_FTRUNCATE, modes: both, phases: always, why: "log file: cut"},
-			{name: "fstat", nr: unix.SYS_FSTAT, modes: both, phases: always, why: "log and capture file: size and block size; control socket: mode"},
+			{name: nameFtruncate, nr: sysFtruncate, modes: both, phases: always, why: "log file: cut"},
+			{name: nameFstat, nr: sysFstat, modes: both, phases: always, why: "log and capture file: size and block size; control socket: mode"},
 			{name: "fsync", nr: unix.SYS_FSYNC, modes: both, phases: always, why: "log and capture file at the end"},
 
 			{name: "ppoll", nr: unix.SYS_PPOLL, modes: both, phases: always, why: "look whether a socket is ready"},
@@ -223,6 +226,14 @@ var calls = sync.OnceValue(func() []call {
 			{name: "exit_group", nr: unix.SYS_EXIT_GROUP, modes: both, phases: always, why: "the end"},
 		})
 })
+
+// mmapCall is an entry for mmap(2), whose arguments no filter sees on some machines.
+func mmapCall(modes Mode, phases Phase, why string, rules []rule, only string) call {
+	if mmapInMemory {
+		rules, only = nil, ""
+	}
+	return call{nameMmap, sysMmap, modes, phases, why, rules, only}
+}
 
 // siocOutQNSD is SIOCOUTQNSD of linux/sockios.h: bytes of a TCP socket that were not sent yet.
 const siocOutQNSD = 0x894b

@@ -321,7 +321,7 @@ func TestWrongRings(t *testing.T) {
 			tx.putDesc(1, buf{bufBase, 100, false}, 0)
 			tx.makeAvailable(0)
 		},
-		"outside memory": func(f *frontEnd, tx *driver) { tx.add(buf{1 << 40, 100, false}) },
+		"outside memory": func(f *frontEnd, tx *driver) { tx.add(buf{1 << 30, 100, false}) },
 		"beyond the end": func(f *frontEnd, tx *driver) { tx.add(buf{len(f.mem) - 10, 100, false}) },
 		"empty":          func(f *frontEnd, tx *driver) { tx.add(buf{bufBase, 0, false}) },
 		"wraps":          func(f *frontEnd, tx *driver) { tx.add(buf{-guestBase - 10, 100, false}) },

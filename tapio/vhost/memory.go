@@ -1,6 +1,7 @@
 package vhost
 
 import (
+	"math"
 	"os"
 	"sync/atomic"
 	"unsafe"
@@ -32,13 +33,16 @@ func parseRegion(m *message, off int) region {
 	return region{guest: m.u64(off), user: m.u64(off + 16), offset: m.u64(off + 24)}
 }
 
+// maxMapped bounds what is mapped at once: what a word can count, and no machine has more.
+const maxMapped = min(1<<46, math.MaxInt)
+
 // mapRegion maps the region at off of the message m from the file fd, and closes fd.
 func mapRegion(m *message, off int, fd int) (region, error) {
 	defer unix.Close(fd)
 	r := parseRegion(m, off)
 	size := m.u64(off + 8)
 	end := r.offset + size
-	if size == 0 || end < size || end > 1<<46 || r.guest+size < size || r.user+size < size {
+	if size == 0 || end < size || end > maxMapped || r.guest+size < size || r.user+size < size {
 		return r, protocolErrorf("impossible memory region")
 	}
 	var st unix.Stat_t
@@ -122,7 +126,7 @@ var littleEndian = func() bool {
 // setLog maps the log of size bytes at offset of the file fd, and closes fd.
 func (m *memory) setLog(fd int, size, offset uint64) error {
 	defer unix.Close(fd)
-	if size == 0 || size > 1<<40 || offset%uint64(os.Getpagesize()) != 0 || offset > 1<<46 {
+	if size == 0 || size > maxMapped || offset%uint64(os.Getpagesize()) != 0 || offset > 1<<46 {
 		return protocolErrorf("impossible log of %d bytes at %d", size, offset)
 	}
 	var st unix.Stat_t

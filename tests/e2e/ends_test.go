@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"os"
 	"os/exec"
@@ -210,7 +211,7 @@ func TestFarPeerKilledInMidTransfer(t *testing.T) {
 			name, address string
 			work          func(net.Conn) error
 		}{
-			{"out", "OPEN:/dev/null", func(conn net.Conn) error { return send(conn, 0, 1<<40) }},
+			{"out", "OPEN:/dev/null", func(conn net.Conn) error { return send(conn, 0, math.MaxInt) }},
 			{"in", "OPEN:/dev/zero,rdonly", func(conn net.Conn) error { _, err := io.Copy(io.Discard, conn); return err }},
 		} {
 			t.Run(f.name+" "+tc.name, func(t *testing.T) {
@@ -284,7 +285,7 @@ func TestNamespaceGoesAwayInMidTransfer(t *testing.T) {
 					_, err := io.Copy(io.Discard, counted)
 					done <- err
 				} else {
-					done <- send(counted, 0, 1<<40)
+					done <- send(counted, 0, math.MaxInt)
 				}
 			}()
 			waitFor(t, "the transfer to be under way", func() bool { return counted.n.Load() > 4<<20 })

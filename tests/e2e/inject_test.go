@@ -137,7 +137,8 @@ func injecting(t *testing.T, cmd *exec.Cmd, calls ...int32) (j *injector, starte
 		theirs.Close()
 		defer unix.Close(pair[0])
 		oob := make([]byte, 64)
-		unix.SetsockoptTimeval(pair[0], unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: int64(limit.Seconds())})
+		patient := unix.NsecToTimeval(limit.Nanoseconds())
+		unix.SetsockoptTimeval(pair[0], unix.SOL_SOCKET, unix.SO_RCVTIMEO, &patient)
 		_, n, _, _, err := unix.Recvmsg(pair[0], make([]byte, 1), oob, unix.MSG_CMSG_CLOEXEC)
 		if err != nil {
 			t.Fatal("no listener: ", err)

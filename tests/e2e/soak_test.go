@@ -116,7 +116,7 @@ func TestSoak(t *testing.T) {
 		kept, garbage, what = 0, 8<<20, "all flows to end"
 	}
 	if raceEnabled {
-		garbage = 1 << 40
+		garbage = 1 << 30
 	}
 	const ready = 128 // watches, pipes and sockets that are kept for the next connections
 	var end soakLevels
