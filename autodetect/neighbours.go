@@ -6,8 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
-	"time"
 
 	"fusilli/autodetect/rtnl"
 
@@ -27,11 +25,8 @@ type Neighbour struct {
 type Neighbours struct {
 	index map[uint8]int // of the interface by family
 	conn  *rtnl.Conn    // for dumps
-	file  *os.File      // notifications
+	heard *monitor
 }
-
-// neighbourBuffer holds what the kernel puts into one datagram of notifications.
-const neighbourBuffer = 64 << 10
 
 // OpenNeighbours opens what is needed to watch the neighbours of h. Without a template there is
 // nobody to watch: then it returns nil. No privilege is needed. The caller closes it.
@@ -45,12 +40,8 @@ func OpenNeighbours(h *Host) (*Neighbours, error) {
 	if len(n.index) == 0 {
 		return nil, nil
 	}
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_ROUTE)
-	if err == nil {
-		n.file = os.NewFile(uintptr(fd), "neighbours")
-		err = unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: unix.RTMGRP_NEIGH})
-	}
-	if err == nil {
+	var err error
+	if n.heard, err = openMonitor(unix.RTMGRP_NEIGH); err == nil {
 		n.conn, err = rtnl.Open()
 	}
 	if err != nil {
@@ -68,35 +59,19 @@ func (n *Neighbours) Close() {
 	if n.conn != nil {
 		n.conn.Close()
 	}
-	if n.file != nil {
-		n.file.Close()
-	}
+	n.heard.close()
 }
 
 // Run calls changed with all neighbours there are at first (all is true: there are no others), and
 // then with those that have changed, until ctx ends. When changes were lost it begins again. The list
 // is valid for the call.
 func (n *Neighbours) Run(ctx context.Context, changed func(list []Neighbour, all bool)) error {
-	defer context.AfterFunc(ctx, func() { n.file.SetReadDeadline(time.Unix(1, 0)) })()
-	raw, err := n.file.SyscallConn()
-	if err != nil {
-		return err
-	}
-	buf := make([]byte, neighbourBuffer)
+	defer n.heard.until(ctx)()
 	lost := true
 	for ctx.Err() == nil {
 		if lost {
-			// Until its queue is empty, the kernel does not say that it has lost more; and what is in there
-			// is older than the list.
-			err := raw.Control(func(fd uintptr) {
-				for {
-					_, _, err := unix.Recvfrom(int(fd), buf, unix.MSG_DONTWAIT)
-					if err != nil && err != unix.EINTR && err != unix.ENOBUFS {
-						return // EAGAIN; what else there is the next call finds
-					}
-				}
-			})
-			if err != nil {
+			// What waits is older than the list.
+			if err := n.heard.drain(); err != nil {
 				return fmt.Errorf("watch neighbours: %w", err)
 			}
 			list, err := n.all()
@@ -105,30 +80,15 @@ func (n *Neighbours) Run(ctx context.Context, changed func(list []Neighbour, all
 			}
 			changed(list, true)
 		}
-		var got int
-		var from unix.Sockaddr
-		var failure error
-		err := raw.Read(func(fd uintptr) bool {
-			for {
-				got, from, failure = unix.Recvfrom(int(fd), buf, unix.MSG_DONTWAIT)
-				if failure != unix.EINTR {
-					return failure != unix.EAGAIN
-				}
-			}
-		})
-		lost = failure == unix.ENOBUFS
+		b, err := n.heard.next()
+		lost = errors.Is(err, errLost)
 		switch {
-		case err != nil && ctx.Err() == nil:
-			return fmt.Errorf("watch neighbours: %w", err)
-		case err != nil || lost:
+		case lost || ctx.Err() != nil:
 			continue
-		case failure != nil:
-			return fmt.Errorf("watch neighbours: %w", failure)
+		case err != nil:
+			return fmt.Errorf("watch neighbours: %w", err)
 		}
-		if a, ok := from.(*unix.SockaddrNetlink); !ok || a.Pid != 0 {
-			continue // not from the kernel
-		}
-		if list := n.parse(buf[:got]); len(list) > 0 {
+		if list := n.parse(b); len(list) > 0 {
 			changed(list, false)
 		}
 	}

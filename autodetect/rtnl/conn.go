@@ -83,6 +83,22 @@ func (c *Conn) Dump(typ int, resType uint16, body []byte) ([][]byte, error) {
 	return msgs, nil
 }
 
+// Each calls f with the payload of each message of type resType that a dump request brings, as it comes; it is valid for
+// the call. What the tables were changed under is not asked for again. Errors wrap a unix.Errno.
+func (c *Conn) Each(typ int, resType uint16, body []byte, f func(msg []byte)) error {
+	req := nl.NewNetlinkRequest(typ, unix.NLM_F_DUMP)
+	req.Sockets = c.sockets
+	req.AddRawData(body)
+	err := req.ExecuteIter(unix.NETLINK_ROUTE, resType, func(msg []byte) bool {
+		f(msg)
+		return true
+	})
+	if errors.Is(err, nl.ErrDumpInterrupted) {
+		return nil
+	}
+	return err
+}
+
 func (c *Conn) execute(typ, flags int, resType uint16, body []byte) ([][]byte, error) {
 	req := nl.NewNetlinkRequest(typ, flags)
 	req.Sockets = c.sockets

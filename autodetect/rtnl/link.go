@@ -18,6 +18,8 @@ type Link struct {
 	MTU   int              // bytes
 	MAC   net.HardwareAddr // nil if the interface has none
 	Flags uint32           // IFF_*
+
+	Master int // index of the bridge, or another interface, that it is a port of; 0 for none
 }
 
 // LinkBody returns the payload of an RTM_GETLINK or RTM_NEWLINK request about the
@@ -72,6 +74,10 @@ func ParseLink(b []byte) (Link, error) {
 		case unix.IFLA_MTU:
 			mtu, err := uint32Of(val)
 			l.MTU = int(mtu)
+			return err
+		case unix.IFLA_MASTER:
+			master, err := uint32Of(val)
+			l.Master = int(int32(master))
 			return err
 		}
 		return nil

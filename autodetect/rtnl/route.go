@@ -75,6 +75,22 @@ func (c *Conn) Routes(family uint8) ([][]byte, []Route, error) {
 	return kept, routes, nil
 }
 
+// RouteTo asks which route packets to a would take. Errors wrap a unix.Errno: for an address that none leads to
+// unix.ENETUNREACH, for one.
+func (c *Conn) RouteTo(a netip.Addr) (Route, error) {
+	a = a.Unmap()
+	family := uint8(unix.AF_INET6)
+	if a.Is4() {
+		family = unix.AF_INET
+	}
+	body := RouteHeader{Family: family, DstLen: a.BitLen()}.Body()
+	msg, err := c.Get(unix.RTM_GETROUTE, unix.RTM_NEWROUTE, AppendAttr(body, unix.RTA_DST, a.AsSlice()))
+	if err != nil {
+		return Route{}, err
+	}
+	return ParseRoute(msg)
+}
+
 // ParseRoute reads the payload of an RTM_NEWROUTE message.
 func ParseRoute(b []byte) (Route, error) {
 	if len(b) < unix.SizeofRtMsg {

@@ -40,6 +40,7 @@ func TestParseMalformed(t *testing.T) {
 		{"neighbour of a bridge", parseNeighbour, AppendAttr(NeighbourBody(unix.AF_BRIDGE, 1), unix.NDA_DST, make([]byte, 4))},
 		{"neighbour's address of the other family", parseNeighbour, AppendAttr(NeighbourBody(unix.AF_INET, 1), unix.NDA_DST, make([]byte, 16))},
 		{"no link", parseLink, nil},
+		{"short index of the master", parseLink, AppendAttr(LinkBody(1, 0, 0), unix.IFLA_MASTER, []byte{1})},
 		{"short MTU", parseLink, AppendAttr(LinkBody(1, 0, 0), unix.IFLA_MTU, []byte{1})},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
