@@ -9,6 +9,9 @@
 // The answer is our own Ethernet address, or, so that the guest can tell the stations of its link
 // apart, the one that the host's neighbour of that address has: a Table of these is kept up to date by
 // whoever watches the host. It makes no difference to where frames go.
+//
+// The guest is asked too: for the addresses that it should have, and whether it has one that it uses (Probe, Answer).
+// What follows from the answers is package actors' to say.
 package neigh
 
 import (
@@ -49,6 +52,8 @@ const (
 	routerAdvertisement   = 134
 	neighbourSolicitation = 135
 	neighbourAdvert       = 136
+
+	solicited = 0x40 // flag of a neighbour advertisement
 
 	optSourceLLAddr = 1
 	optTargetLLAddr = 2
