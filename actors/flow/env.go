@@ -121,7 +121,7 @@ type Counters struct {
 	FragmentsEvicted Bound                           // those that gave way to others
 }
 
-// GuestMAC returns the guest's MAC address as last seen.
+// GuestMAC returns the guest's MAC address.
 func (e *Env) GuestMAC() frame.MAC {
 	v := e.guestMAC.Load()
 	return frame.MAC{byte(v >> 40), byte(v >> 32), byte(v >> 24), byte(v >> 16), byte(v >> 8), byte(v)}
@@ -144,6 +144,28 @@ func (e *Env) SetGuestMAC(m frame.MAC) bool {
 	}
 	e.guestMAC.Store(v)
 	return true
+}
+
+// Station is the Ethernet address that the frames of one flow go to: the guest's, or that of the station behind a
+// bridge of the guest's that its frames come from, or of a guest with a new one that was not verified yet. The zero
+// value is the guest's. It belongs to the flow's actor.
+type Station struct{ mac frame.MAC }
+
+// See notes that the frame b has come from s.
+func (e *Env) See(s *Station, b []byte) {
+	mac := frame.Src(b)
+	if mac == e.GuestMAC() || mac[0]&1 != 0 || mac == e.OurMAC {
+		mac = frame.MAC{}
+	}
+	s.mac = mac
+}
+
+// To returns the address of s.
+func (e *Env) To(s Station) frame.MAC {
+	if s.mac == (frame.MAC{}) {
+		return e.GuestMAC()
+	}
+	return s.mac
 }
 
 // Buffer returns a buffer for building a frame, held by the caller until PutBuffer. Actors take

@@ -72,7 +72,7 @@ func (c *conn) tell(buf *[flow.BufferSize]byte, r *sock.Report, msg []byte) {
 	}
 	c.restore(msg)
 	e := frame.ICMPError{
-		SrcMAC: c.env.SourceMAC(&src), DstMAC: c.env.GuestMAC(), Src: src, Type: r.Type, Code: r.Code,
+		SrcMAC: c.env.SourceMAC(&src), DstMAC: c.env.To(c.station), Src: src, Type: r.Type, Code: r.Code,
 		Guest: k.Guest, Remote: k.Remote, Payload: msg, Echo: true,
 	}
 	if c.v6 && r.Type == tooBig6 || !c.v6 && r.Type == unreachable4 && r.Code == fragNeeded4 {

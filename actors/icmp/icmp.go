@@ -63,6 +63,8 @@ type conn struct {
 	fd   int
 	v6   bool
 
+	station flow.Station // where the guest's end is
+
 	hops, tos uint8 // of requests
 
 	from   frame.MAC // where replies come from, once there was one
@@ -153,6 +155,7 @@ func (c *conn) fromGuest(r *flow.Run) {
 	frames := *r
 	var v flow.View
 	for frames.Next(&v) {
+		c.env.See(&c.station, v.Frame)
 		c.setHeader(v.Frame[v.L3:])
 		msg := v.Frame[v.L4:v.End]
 		if int(binary.BigEndian.Uint16(msg[6:])) == c.last {
@@ -232,7 +235,7 @@ func (c *conn) reply(buf *[flow.BufferSize]byte, n int, hops uint8) {
 	if c.from == (frame.MAC{}) {
 		c.from = c.env.SourceMAC(&k.Remote)
 	}
-	frame.PutEth(b, c.env.GuestMAC(), c.from, etherType)
+	frame.PutEth(b, c.env.To(c.station), c.from, etherType)
 	frame.PutIP(b[frame.L3Off:], &ip)
 	c.write(b[:frame.Pad(b, frame.L3Off+hlen+n)])
 }

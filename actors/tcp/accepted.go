@@ -89,6 +89,6 @@ func (c *conn) answered(v *flow.View, tcp frame.TCPHeader) {
 func (c *conn) bareRST(seq uint32) {
 	buf := c.env.Buffer()
 	defer c.env.PutBuffer(buf)
-	c.hdr.put(buf[:], c.env.GuestMAC(), seq, 0, frame.RST, 0, 0, 0, c.mss)
+	c.hdr.put(buf[:], c.to(), seq, 0, frame.RST, 0, 0, 0, c.mss)
 	c.write(buf[:], c.hdr.len)
 }

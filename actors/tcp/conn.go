@@ -48,6 +48,8 @@ type conn struct {
 	fd   int
 	v6   bool
 
+	station flow.Station // where the guest's end is
+
 	state    state
 	over     bool // nothing is left to do
 	reset    bool // the socket is to be closed with RST
@@ -227,6 +229,7 @@ func (c *conn) begin() {
 // synced notes what the guest's SYN, or SYN,ACK, says. Its window is not scaled, nor was ours (RFC
 // 7323, section 2.2).
 func (c *conn) synced(v *flow.View) {
+	c.env.See(&c.station, v.Frame)
 	tcp := frame.TCPHeader(v.Frame[v.L4:v.End])
 	opt := frame.ParseSYNOptions(v.Frame[v.L4+tcpLen : v.Payload])
 	c.mss = defaultMSS

@@ -92,6 +92,7 @@ func (c *conn) handle(r *flow.Run, b *batch) {
 
 // segment handles one segment, which lies in run; payload in order is added to b.
 func (c *conn) segment(v *flow.View, b *batch, run *flow.Run) {
+	c.env.See(&c.station, v.Frame)
 	tcp := frame.TCPHeader(v.Frame[v.L4:v.End])
 	data := v.Frame[v.Payload:v.End]
 	seq, fl := tcp.Seq(), tcp.Flags()

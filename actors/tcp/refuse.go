@@ -36,7 +36,7 @@ func Refuse(env *flow.Env, in []byte, pkt *frame.Packet, out []byte) int {
 	var h header
 	h.init(env, &k)
 	h.from(env.SourceMAC(&k.Remote))
-	h.put(out, env.GuestMAC(), seq, ack, fl, wnd, 0, 0, defaultMSS)
+	h.put(out, frame.Src(in), seq, ack, fl, wnd, 0, 0, defaultMSS)
 	if h.v6 { // the answer to one packet is of that one's flow (RFC 6437)
 		binary.BigEndian.PutUint32(out[ipAt:], 6<<28|pkt.FlowLabel)
 	}

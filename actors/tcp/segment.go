@@ -130,13 +130,22 @@ func (c *conn) wnd(ack uint32) uint16 {
 	return uint16(min(w>>c.scale, 65535))
 }
 
+// to returns the Ethernet address that frames go to. While nothing is answered, each second repetition goes to the
+// guest's own: the station that the last segment has come from may be there no more.
+func (c *conn) to() frame.MAC {
+	if c.retries >= 2 && c.retries%2 == 0 {
+		return c.env.GuestMAC()
+	}
+	return c.env.To(c.station)
+}
+
 // send writes the segment whose payload of n bytes lies in buf at flow.Headroom. It reports
 // whether the link took it.
 func (c *conn) send(buf *[flow.BufferSize]byte, seq uint32, flags uint8, n int) bool {
 	ack := c.ackNo()
 	w := c.wnd(ack)
 	b := buf[flow.Headroom-c.hdr.len:]
-	c.hdr.put(b, c.env.GuestMAC(), seq, ack, flags|frame.ACK, w, 0, n, c.mss)
+	c.hdr.put(b, c.to(), seq, ack, flags|frame.ACK, w, 0, n, c.mss)
 	return c.write(b, c.hdr.len+n)
 }
 
@@ -176,7 +185,7 @@ func (c *conn) sendRST() {
 	// The guest is in SYN-SENT: what makes a reset acceptable is its ACK.
 	buf := c.env.Buffer()
 	defer c.env.PutBuffer(buf)
-	c.hdr.put(buf[:], c.env.GuestMAC(), 0, c.rcvNxt, frame.RST|frame.ACK, 0, 0, 0, c.mss)
+	c.hdr.put(buf[:], c.to(), 0, c.rcvNxt, frame.RST|frame.ACK, 0, 0, 0, c.mss)
 	c.write(buf[:], c.hdr.len)
 }
 
@@ -199,6 +208,6 @@ func (c *conn) sendSYN() {
 	if c.state == synSent {
 		fl = frame.SYN // and 0 for the acknowledgement number
 	}
-	c.hdr.put(buf[:], c.env.GuestMAC(), c.sndUna, c.rcvNxt, fl, 65535, opt, 0, c.mss)
+	c.hdr.put(buf[:], c.to(), c.sndUna, c.rcvNxt, fl, 65535, opt, 0, c.mss)
 	c.write(buf[:], c.hdr.len+opt)
 }

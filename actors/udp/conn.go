@@ -38,6 +38,8 @@ type conn struct {
 	fd     int
 	held   sock.Held // the port of fd
 
+	station flow.Station // where the guest's end is
+
 	*party        // whom it is about now
 	one    party  // whom the flow was made for
 	crowd  *crowd // all peers of a socket that is connected to nobody; nil: it is connected to one

@@ -68,7 +68,7 @@ func (c *conn) tell(buf *[flow.BufferSize]byte, r *sock.Report, payload []byte) 
 		return
 	}
 	e := frame.ICMPError{
-		SrcMAC: c.env.SourceMAC(&src), DstMAC: c.env.GuestMAC(), Src: src, Type: r.Type, Code: r.Code,
+		SrcMAC: c.env.SourceMAC(&src), DstMAC: c.env.To(c.station), Src: src, Type: r.Type, Code: r.Code,
 		Guest: k.Guest, Remote: k.Remote, GuestPort: k.GuestPort, RemotePort: k.RemotePort,
 		Payload: payload,
 	}

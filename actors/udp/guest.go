@@ -97,6 +97,7 @@ func (c *conn) fromGuest() {
 
 // datagrams adds the datagrams of one frame to o.
 func (c *conn) datagrams(o *outgoing, v *flow.View) {
+	c.env.See(&c.station, v.Frame)
 	ip := v.Frame[v.L3 : v.L3+9]
 	ttl, tos := ip[8], ip[1]
 	if c.hdr.v6 {

@@ -329,7 +329,7 @@ func (c *conn) writeRow(b []byte, size int) {
 		src := c.env.SourceMAC(&h.remote)
 		copy(h.b[frame.VnetLen+6:], src[:])
 	}
-	mac := c.env.GuestMAC()
+	mac := c.env.To(c.station)
 	most := max(size, min(maxSegments*size, maxRow))
 	if c.env.Oversize(h.len - frame.L3Off + size) {
 		most = max(size, 1)
