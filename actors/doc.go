@@ -18,6 +18,13 @@
 // discovery, segments of unknown connections) go to the service goroutine, whose mailbox is bounded
 // like all others, so that a flood of requests does not slow the flows.
 //
+// # Where the guest is
+//
+// What the host opens goes to the guest's address, which a guest may change. Sources of frames are candidates only
+// (seen): in a namespace its kernel says which addresses the link's interface has, and that is believed at once; elsewhere
+// the candidate and the present address are asked for on the link (verifier), and the present one stays while it is
+// answered for. Replies need none of that: a flow's frames go to the station that its own frames come from.
+//
 // # Limits
 //
 // A hostile guest harms only itself. All that it can make us keep is bounded, and where a bound is reached
@@ -36,6 +43,8 @@
 //     for peers that a UDP port has not met before, and a sixteenth for each service (flow.Allowance).
 //   - Frames between reader and actors: maxSlabs of 128 KiB, 64 MiB.
 //   - Data that sockets do not take, segments before their turn, fragments: see packages tcp and frag.
+//   - Candidates for the guest's address: one under way and one that waits for each of its three addresses, with
+//     five questions in 400 ms.
 //   - Beside them a fixed part: pools of buffers, the table, the services.
 //
 // What the kernel keeps in the sockets' buffers comes on top, within its own bounds (tcp_rmem, tcp_wmem

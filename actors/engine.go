@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"os"
 	"runtime"
@@ -56,10 +55,14 @@ type Config struct {
 
 	NoTCP, NoUDP, NoICMP bool // protocols that are not
 
-	// Guest is where the guest is taken to be until it was seen. Frozen4 and Frozen6 have that stay
+	// Guest is where the guest is taken to be until it is seen elsewhere. Frozen4 and Frozen6 make that stay
 	// so; IPv6 link-local addresses are always observed.
 	Guest            rules.Guest
 	Frozen4, Frozen6 bool
+
+	// HostHas reports whether an address is one of the host's, which a guest is not believed to have unless its
+	// kernel says so; nil: none is. One goroutine calls it, and may wait.
+	HostHas func(netip.Addr) bool
 
 	Limit                        *flow.Limit // of flows, which others may share; nil: flow.MaxFlows of our own
 	UDPTimeout, UDPStreamTimeout time.Duration
@@ -117,7 +120,6 @@ func New(cfg Config) *Engine {
 		},
 		services: newServices(&cfg),
 		adverts:  newAdverts(),
-		seen:     seen{guest: cfg.Guest, assigned6: cfg.Rules.Assigned6, frozen4: cfg.Frozen4, frozen6: cfg.Frozen6},
 	}
 	cfg.Host.Ports.Forwarded = e.sharing.forwarded
 	e.roster = flow.NewRoster(cfg.Limit)
@@ -127,6 +129,7 @@ func New(cfg Config) *Engine {
 	e.env.GiveWay = cfg.Limit.Press
 	cfg.Limit.Ask(giver{e})
 	e.env.SetGuestMAC(cfg.GuestMAC)
+	e.seen.begin(&cfg, e.env.SetGuestMAC)
 	e.env.Present = e.present
 	e.env.Sharing = shares{e}
 	if t := cfg.Neigh.Neighbours; t != nil {
@@ -158,6 +161,7 @@ func (e *Engine) Run(ctx context.Context) error {
 		end()
 	})
 	e.startServices(ended, &parts)
+	parts.Go(func() { e.verify(ended) })
 	parts.Go(func() { e.door.porter(ended) })
 	<-ended.Done()
 	e.cfg.Link.Close()
@@ -274,16 +278,12 @@ type reader struct {
 	key  flow.Key // of the last frame that belonged to a flow
 	last *flow.Port
 
-	src4, src6 frame.Addr // sources of the last packets
-	macTold    time.Time  // when a new MAC address was last logged
+	last4, last6 station // sources of the last packets
+	turn         uint32  // of seen, when they were noted
 }
 
 // sort adds the frame b, parsed as pkt, to the run it belongs to.
 func (r *reader) sort(slab *flow.Slab, b []byte, pkt *frame.Packet) {
-	e := r.e
-	if mac := frame.MAC(b[frame.VnetLen+6:]); e.env.SetGuestMAC(mac) {
-		r.tellMAC(mac)
-	}
 	port := r.find(b, pkt)
 	if port == drop {
 		return
@@ -300,11 +300,33 @@ func (r *reader) sort(slab *flow.Slab, b []byte, pkt *frame.Packet) {
 // drop stands for a frame that goes nowhere.
 var drop = flow.NewPort(flow.Key{})
 
-// tellMAC logs the guest's new address, unless it changes with each frame.
-func (r *reader) tellMAC(m frame.MAC) {
-	if now := time.Now(); now.Sub(r.macTold) > time.Second {
-		r.macTold = now
-		r.e.cfg.Log.Info("New guest MAC address observed: " + net.HardwareAddr(m[:]).String())
+// look notes where the frame b, parsed as pkt, comes from.
+func (r *reader) look(b []byte, pkt *frame.Packet) {
+	s := &r.e.seen
+	mac := frame.Src(b)
+	if turn := s.turn.Load(); turn != r.turn {
+		r.last4, r.last6, r.turn = station{}, station{}, turn
+	}
+	switch {
+	case pkt.Kind == frame.ARP:
+		if r.e.cfg.V4 {
+			s.listen(b, pkt)
+			from := neigh.Sender(b)
+			s.note(&from, mac)
+		}
+	case !pkt.V6:
+		if (pkt.Src != r.last4.addr || mac != r.last4.mac) && r.e.cfg.V4 {
+			r.last4 = station{pkt.Src, mac}
+			s.note(&r.last4.addr, mac)
+		}
+	case r.e.cfg.V6:
+		if pkt.Kind == frame.NDP {
+			s.listen(b, pkt)
+		}
+		if pkt.Src != r.last6.addr || mac != r.last6.mac {
+			r.last6 = station{pkt.Src, mac}
+			s.note(&r.last6.addr, mac)
+		}
 	}
 }
 
@@ -315,15 +337,7 @@ func (r *reader) find(b []byte, pkt *frame.Packet) *flow.Port {
 	if pkt.Kind == frame.TooBig { // and its source need not be the guest
 		return e.services.refuse
 	}
-	if pkt.V6 {
-		if pkt.Src != r.src6 && e.cfg.V6 {
-			r.src6 = pkt.Src
-			e.seen.note(&r.src6)
-		}
-	} else if pkt.Src != r.src4 && e.cfg.V4 && pkt.Kind != frame.ARP {
-		r.src4 = pkt.Src
-		e.seen.note(&r.src4)
-	}
+	r.look(b, pkt)
 	k := keyOf(pkt)
 	switch pkt.Kind {
 	case frame.TCP, frame.UDP, frame.ICMPEcho, frame.ICMPv6Echo, frame.Fragment:

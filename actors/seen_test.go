@@ -1,8 +1,11 @@
 package actors
 
 import (
+	"net"
 	"net/netip"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"go.uber.org/zap"
 
@@ -39,7 +42,7 @@ func sorted(t testing.TB, c Config, from ...string) *Engine {
 	return e
 }
 
-// TestGuestIsSeen is where the guest is taken to be after packets from some addresses.
+// TestGuestIsSeen is where the guest is taken to be after packets from some addresses, before any was asked for.
 func TestGuestIsSeen(t *testing.T) {
 	addr := netip.MustParseAddr
 	known := rules.Guest{V4: addr("10.0.2.15"), V6: addr("fd00::15")}
@@ -53,22 +56,21 @@ func TestGuestIsSeen(t *testing.T) {
 	}{
 		{"nothing yet", Config{Guest: known}, nil, known, ""},
 		{"itself", Config{Guest: known}, []string{"10.0.2.15", "fd00::15"}, known, ""},
-		{"another IPv4 address", Config{Guest: known}, []string{"10.0.2.99"},
-			rules.Guest{V4: addr("10.0.2.99"), V6: known.V6}, ""},
-		{"the last one counts", Config{Guest: known}, []string{"10.0.2.99", "10.0.2.98", "10.0.2.98"},
-			rules.Guest{V4: addr("10.0.2.98"), V6: known.V6}, ""},
+		{"another IPv4 address", Config{Guest: known}, []string{"10.0.2.99"}, known, ""},
+		{"the first IPv4 address", Config{}, []string{"10.0.2.99", "10.0.2.98"}, rules.Guest{V4: addr("10.0.2.99")}, ""},
 		{"none, asking for one", Config{Guest: known}, []string{"0.0.0.0"}, known, ""},
-		{"global IPv6", Config{Guest: known}, []string{"fd00::99"}, rules.Guest{V4: known.V4, V6: addr("fd00::99")}, ""},
+		{"global IPv6", Config{Guest: known}, []string{"fd00::99"}, known, ""},
+		{"the first global IPv6", Config{}, []string{"fd00::99", "fd00::98"}, rules.Guest{V6: addr("fd00::99")}, ""},
 		{"link-local beside global", Config{Guest: known, Rules: assigned}, []string{"fe80::1", "fd00::99", "fe80::2"},
-			rules.Guest{V4: known.V4, V6: addr("fd00::99"), LinkLocal: addr("fe80::2")}, ""},
+			rules.Guest{V4: known.V4, V6: known.V6, LinkLocal: addr("fe80::1")}, ""},
 		{"link-local only", Config{}, []string{"fe80::1", "fe80::2"},
-			rules.Guest{V6: addr("fe80::1"), LinkLocal: addr("fe80::2")}, "fe80::1"},
+			rules.Guest{V6: addr("fe80::1"), LinkLocal: addr("fe80::1")}, "fe80::1"},
 		{"global after link-local", Config{}, []string{"fe80::1", "fd00::9"},
-			rules.Guest{V6: addr("fd00::9"), LinkLocal: addr("fe80::1")}, "fe80::1"},
+			rules.Guest{V6: addr("fe80::1"), LinkLocal: addr("fe80::1")}, "fe80::1"},
 		{"frozen", Config{Guest: known, Frozen4: true, Frozen6: true}, []string{"10.0.2.99", "fd00::99", "fe80::1"},
 			rules.Guest{V4: known.V4, V6: known.V6, LinkLocal: addr("fe80::1")}, "fe80::1"},
-		{"one frozen", Config{Guest: known, Frozen4: true}, []string{"10.0.2.99", "fd00::99"},
-			rules.Guest{V4: known.V4, V6: addr("fd00::99")}, ""},
+		{"one frozen, none yet", Config{Frozen4: true}, []string{"10.0.2.99", "fd00::99"}, rules.Guest{V6: addr("fd00::99")}, ""},
+		{"the gateway's", Config{Rules: rules.Rules{OurTap4: addr("10.0.2.2")}}, []string{"10.0.2.2"}, rules.Guest{}, ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			c := tt.config
@@ -169,4 +171,58 @@ func TestProtocolsAreSwitchedOff(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestAnswersGoWhereFramesComeFrom: a flow's frames go to the station that its guest's end is at, be it a station behind a
+// bridge of the guest's; what the host begins goes to the guest's own Ethernet address.
+func TestAnswersGoWhereFramesComeFrom(t *testing.T) {
+	forFamilies(t, func(t *testing.T, fam family) {
+		other := frame.MAC{2, 0, 0, 0, 0, 0x77}
+		b := newBed(t, options{change: func(c *Config) { c.GuestMAC = other }})
+		b.GuestInterface(&Interface{MAC: other, Addrs: []netip.Addr{fam.guest()}})
+		var elsewhere atomic.Int64
+		watch := func(f []byte) {
+			if frame.Dst(f) == other {
+				elsewhere.Add(1)
+			}
+		}
+		b.guest.port.watch.Store(&watch)
+		g, h := b.connect(fam, listen(t, fam))
+		done := make(chan error, 1)
+		go func() { done <- send(h, 100000, 1) }()
+		if err := receive(g, 100000, 1); err != nil {
+			t.Error(err)
+		}
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		if _, err := g.Write([]byte("x")); err != nil {
+			t.Error(err)
+		}
+		echo, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(fam.loopback, 0)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer echo.Close()
+		u := b.guest.dialUDP(t, netip.AddrPortFrom(fam.alias, echo.LocalAddr().(*net.UDPAddr).AddrPort().Port()))
+		defer u.Close()
+		u.Write([]byte("hello"))
+		buf := make([]byte, 10)
+		echo.SetDeadline(time.Now().Add(patience))
+		n, from, err := echo.ReadFromUDPAddrPort(buf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		echo.WriteToUDPAddrPort(buf[:n], from)
+		u.SetDeadline(time.Now().Add(patience))
+		if _, err := u.Read(buf); err != nil {
+			t.Errorf("no answer to a datagram: %v", err)
+		}
+		if n := elsewhere.Load(); n != 0 {
+			t.Errorf("%d frames went elsewhere", n)
+		}
+		if got := b.env.GuestMAC(); got != other {
+			t.Errorf("the guest is at %v", got)
+		}
+	})
 }

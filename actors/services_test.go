@@ -127,8 +127,7 @@ func TestQuestionsOfAFamilyThatIsOff(t *testing.T) {
 	}
 }
 
-// TestGuestThatIsToldItsAddress: with the reply to DHCPv6 the guest is where it was told to be, and no
-// longer where it was seen.
+// TestGuestThatIsToldItsAddress: with the reply to DHCPv6 the guest is expected where it was told to be.
 func TestGuestThatIsToldItsAddress(t *testing.T) {
 	assigned, seen := netip.MustParseAddr("fd00::15"), netip.MustParseAddr("fd00::99")
 	m := &dhcpv6.Message{MessageType: dhcpv6.MessageTypeSolicit}
@@ -141,8 +140,8 @@ func TestGuestThatIsToldItsAddress(t *testing.T) {
 		want   netip.Addr
 	}{
 		{"answered", solicit, false, assigned},
-		{"not answered", solicit[:4], false, seen},
-		{"frozen", solicit, true, seen},
+		{"not answered", solicit[:4], false, netip.IPv6Unspecified()},
+		{"frozen", solicit, true, netip.IPv6Unspecified()},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			e, link, _ := newEngine(&options{change: func(c *Config) {
@@ -158,15 +157,19 @@ func TestGuestThatIsToldItsAddress(t *testing.T) {
 			if (n > 0) != (len(tt.body) > 4) {
 				t.Errorf("an answer of %d bytes", n)
 			}
-			if got := e.Guest().V6; got != tt.want {
-				t.Errorf("the guest is at %v, want %v", got, tt.want)
+			if got := frame.NetIP(e.seen.verifier.asked[kind6].again.addr); got != tt.want {
+				t.Errorf("the guest is expected at %v, want %v", got, tt.want)
+			}
+			if got := e.Guest().V6; got != seen {
+				t.Errorf("the guest is at %v, want %v", got, seen)
 			}
 		})
 	}
 }
 
-// TestHardwareAddressOfTheGuest is the source of its last frame, whoever that was for and whatever was in
-// it, as long as there was a packet. It is told once a second at most.
+// TestHardwareAddressOfTheGuest is the source of its first frame, whatever that was for and whatever was in it, as
+// long as there was a packet; and the next time that of the first after the guest has reconnected. It is told once a
+// second at most.
 func TestHardwareAddressOfTheGuest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		core, logs := observer.New(zapcore.InfoLevel)
@@ -174,7 +177,7 @@ func TestHardwareAddressOfTheGuest(t *testing.T) {
 		r := reader{e: e}
 		slab := e.pool.Get()
 		defer slab.Release()
-		from := func(src, dst frame.MAC, l4 ...byte) {
+		from := func(src, dst, want frame.MAC, l4 ...byte) {
 			t.Helper()
 			var pkt frame.Packet
 			b := seed(false, 6, append([]byte{0x80, 1, 0, 9, 0, 0, 0, 1, 0, 0, 0, 0, 0x50, frame.SYN, 0xff, 0xff, 0, 0, 0, 0}, l4...)...)
@@ -184,18 +187,25 @@ func TestHardwareAddressOfTheGuest(t *testing.T) {
 				t.Fatal(why)
 			}
 			r.sort(slab, b, &pkt)
-			if got := e.env.GuestMAC(); got != src {
-				t.Errorf("frames go to %v, want %v", got, src)
+			if got := e.env.GuestMAC(); got != want {
+				t.Errorf("frames go to %v, want %v", got, want)
 			}
 		}
 		if e.env.GuestMAC() != frame.Broadcast {
 			t.Errorf("at first frames go to %v", e.env.GuestMAC())
 		}
-		from(frame.MAC{2, 0, 0, 0, 0, 1}, ourMAC)
-		from(frame.MAC{2, 0, 0, 0, 0, 1}, ourMAC)
-		from(frame.MAC{2, 0, 0, 0, 0, 2}, frame.MAC{2, 9, 9, 9, 9, 9}) // for nobody we know of
+		a, b, c := frame.MAC{2, 0, 0, 0, 0, 1}, frame.MAC{2, 0, 0, 0, 0, 2}, frame.MAC{2, 0, 0, 0, 0, 3}
+		from(frame.Broadcast, ourMAC, frame.Broadcast)
+		from(a, frame.MAC{2, 9, 9, 9, 9, 9}, a) // for nobody we know of
+		from(b, ourMAC, a)
+		e.seen.reconnected()
+		from(b, ourMAC, b)
+		e.seen.reconnected()
+		from(b, ourMAC, b)
+		from(a, ourMAC, b)
 		time.Sleep(2 * time.Second)
-		from(frame.MAC{2, 0, 0, 0, 0, 3}, frame.Broadcast)
+		e.seen.reconnected()
+		from(c, frame.Broadcast, c)
 		var got []string
 		for _, l := range logs.All() {
 			got = append(got, l.Message)

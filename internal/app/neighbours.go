@@ -43,22 +43,24 @@ func (n *neighbours) close() {
 	}
 }
 
-// beside runs e with n watching beside it. The result is e's.
-func (n *neighbours) beside(ctx context.Context, e *actors.Engine) error {
-	if n == nil {
-		return e.Run(ctx)
-	}
+// runBeside runs e with parts beside it, which end with it. The result is e's.
+func runBeside(ctx context.Context, e *actors.Engine, parts ...func(context.Context, *actors.Engine)) error {
 	ctx, cancel := context.WithCancel(ctx)
-	var part sync.WaitGroup
-	part.Go(func() { n.run(ctx, e) })
+	var running sync.WaitGroup
+	for _, run := range parts {
+		running.Go(func() { run(ctx, e) })
+	}
 	err := e.Run(ctx)
 	cancel()
-	part.Wait()
+	running.Wait()
 	return err
 }
 
 // run watches until ctx ends.
 func (n *neighbours) run(ctx context.Context, e *actors.Engine) {
+	if n == nil {
+		return
+	}
 	var list []actors.Neighbour
 	err := n.watch.Run(ctx, func(found []autodetect.Neighbour, all bool) {
 		list = list[:0]

@@ -84,12 +84,17 @@ func translate(ctx context.Context, cfg *config.Config, env *process.Env, log *z
 	}
 	ec.Fragment = cfg.Mode == config.Passt
 	ec.Limit = flowLimit(openFiles())
+	own := openHostAddrs(host, log)
+	defer own.close()
+	ec.HostHas = own.has
 	engine := actors.New(ec)
 	if vm != nil {
 		vm.OnConnect(engine.Greet)
 	}
 	nb := openNeighbours(cfg, host, log)
 	defer nb.close()
+	gw := openGuestWatch(env, link, log)
+	defer gw.close()
 	ports, err := listen(cfg, host, env, table, engine, ec.Announce, ec.Limit, log)
 	if err != nil {
 		return err
@@ -117,7 +122,7 @@ func translate(ctx context.Context, cfg *config.Config, env *process.Env, log *z
 	watch.start(append(flowCounts(engine.Counters()), spliceCounts(ports.splicer)...))
 	running, end := leaving(ctx, link)
 	defer end()
-	err = ports.together(running, func(ctx context.Context) error { return nb.beside(ctx, engine) })
+	err = ports.together(running, func(ctx context.Context) error { return runBeside(ctx, engine, nb.run, gw.run) })
 	dumpCounts(log, engine.Counters(), ports.splicer)
 	return lostLink(err, log)
 }
