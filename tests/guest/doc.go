@@ -31,10 +31,12 @@
 // its next frame, and QEMU sends those left behind too. Under KVM the processor executes the
 // instruction itself.
 //
-// TestTransmitRing lost 2 of 10,000 notifications with -smp 1 and QEMU 7.2, whichever passt it was
-// connected to: ours 38 of 215,552, ours without the pauses of tapio's reader 15 of 99,968, passt of
-// Debian 12 15 of 112,256. It lost none of 67,200 with -smp 1,maxcpus=2. QEMU 10.0 translates the
-// instruction alike, but lost none of 394,176 with -smp 1; why is not known.
+// TestTransmitRing loses 1 to 5 of 10,000 notifications with -smp 1 and QEMU 7.2, whichever passt it
+// is connected to: ours 38 of 215,552, ours without the pauses of tapio's reader 15 of 99,968, passt
+// of Debian 12 15 of 112,256; with frames of 3,000 bytes ours 35 of 102,784, and 31 of 95,040. It
+// lost none of 67,200 with -smp 1,maxcpus=2, and none of 170,304 with -smp 1 and a read of a register
+// of the card for a barrier. QEMU 10.0 translates the instruction alike, but lost none of 508,224
+// with -smp 1; why is not known.
 //
 // The tests of stall_test.go show this. They are skipped unless GUEST_STALL says how long each is to
 // run. GUEST_SMP replaces QEMU's -smp, GUEST_QEMU names another QEMU, FUSILLI_BIN another passt:
