@@ -156,8 +156,8 @@ func (b *bed) stop() {
 	if n := b.pool.Out(); n != 0 {
 		b.t.Errorf("%d slabs were not given back", n)
 	}
-	if held, early := b.env.Held.Load(), b.env.Early.Load(); held != 0 || early != 0 {
-		b.t.Errorf("%d bytes are counted as held, %d as early", held, early)
+	if n := b.env.Held.Used(); n != 0 {
+		b.t.Errorf("%d bytes are counted as held", n)
 	}
 	if n := b.Counters().Panics.Load(); n != 0 {
 		b.t.Errorf("%d flows have panicked: %v", n, b.logs.All())

@@ -41,8 +41,9 @@
 //     512 KiB of frames wait for that, in slabs; what comes beyond that is lost.
 //   - Time: while flows that last move data (flow.Load), an eighth of a CPU is for flows that begin, another one
 //     for peers that a UDP port has not met before, and a sixteenth for each service (flow.Allowance).
-//   - Frames between reader and actors: maxSlabs of 128 KiB, 64 MiB.
-//   - Data that sockets do not take, segments before their turn, fragments: see packages tcp and frag.
+//   - Data of all flows: Config.Memory. Two thirds of it are slabs of 128 KiB, for frames between reader and
+//     actors. The rest is for fragments (package frag) and for what TCP connections hold (package tcp), which
+//     a flow takes from flow.Budget.
 //   - Candidates for the guest's address: one under way and one that waits for each of its three addresses, with
 //     five questions in 400 ms.
 //   - Beside them a fixed part: pools of buffers, the table, the services.

@@ -27,9 +27,6 @@ import (
 	"fusilli/tapio/frame"
 )
 
-// maxSlabs bounds the memory for frames between reader and actors: 64 MiB.
-const maxSlabs = 512
-
 // Config says what an Engine translates between.
 type Config struct {
 	Link tapio.Link // closed by Run
@@ -65,6 +62,7 @@ type Config struct {
 	HostHas func(netip.Addr) bool
 
 	Limit                        *flow.Limit // of flows, which others may share; nil: flow.MaxFlows of our own
+	Memory                       int         // ceiling of what flows hold, in bytes, flow.LeastMemory or more; 0: flow.DefaultMemory
 	UDPTimeout, UDPStreamTimeout time.Duration
 	SYNRetries, SYNLinear        uint8 // see flow.Env; SYNRetries 0: 7 and 4
 	RTOMax                       time.Duration
@@ -77,6 +75,8 @@ type Engine struct {
 	env   *flow.Env
 	table *flow.Table
 	pool  *flow.Pool
+
+	datagrams int // that are put together of fragments at a time
 
 	services services
 	adverts  adverts
@@ -107,10 +107,12 @@ func New(cfg Config) *Engine {
 	if cfg.Host.Ports == nil {
 		cfg.Host.Ports = new(sock.Ports)
 	}
+	slabs, datagrams, held := divide(cfg.Memory)
 	e := &Engine{
-		cfg:   cfg,
-		table: flow.NewTable(cfg.Limit),
-		pool:  flow.NewPool(maxSlabs),
+		cfg:       cfg,
+		table:     flow.NewTable(cfg.Limit),
+		pool:      flow.NewPool(slabs),
+		datagrams: datagrams,
 		env: &flow.Env{
 			Link: cfg.Link, Log: cfg.Log, OurMAC: cfg.OurMAC, MTU: cfg.MTU, Fragment: cfg.Fragment && cfg.MTU > 0,
 			PeekOff4: cfg.PeekOff4, PeekOff6: cfg.PeekOff6,
@@ -122,6 +124,7 @@ func New(cfg Config) *Engine {
 		adverts:  newAdverts(),
 	}
 	cfg.Host.Ports.Forwarded = e.sharing.forwarded
+	e.env.Held.SetMax(held)
 	e.roster = flow.NewRoster(cfg.Limit)
 	e.door.open(e)
 	e.services.budget(&e.env.Load)

@@ -38,7 +38,7 @@ func TestSlowReader(t *testing.T) {
 			var all errgroup.Group
 			all.Go(func() error { return send(g, n, 1) })
 			all.Go(func() error {
-				until(t, "guest's data held", func() bool { return b.env.Held.Load() > 0 })
+				until(t, "guest's data held", func() bool { return b.env.Held.Used() > 0 })
 				until(t, "our window closed", func() bool { return b.guest.port.closedIn.Load() > 0 })
 				return receive(h, n, 1)
 			})
@@ -104,7 +104,7 @@ func TestStopInTransfer(t *testing.T) {
 	slow, _ := b.connect(families[0], listen(t, families[0]))
 	go io.Copy(plainWriter{slow}, newStream(1<<30, 1))
 	defer slow.abort()
-	until(t, "data held", func() bool { return b.env.Held.Load() > 0 })
+	until(t, "data held", func() bool { return b.env.Held.Used() > 0 })
 	var moved atomic.Int64
 	var all errgroup.Group
 	for i := range 8 {
@@ -368,7 +368,8 @@ func TestMailboxFull(t *testing.T) {
 // TestSlabsOut: when actors hold all slabs, frames are lost and counted until one comes back.
 func TestSlabsOut(t *testing.T) {
 	e, link, _ := newEngine(&options{})
-	for e.pool.Out() < maxSlabs-1 {
+	slabs, _, _ := divide(0)
+	for e.pool.Out() < slabs-1 {
 		defer e.pool.Get().Release()
 	}
 	ctx, cancel := context.WithCancel(t.Context())

@@ -23,7 +23,7 @@ type fragments struct {
 
 // reassemble is the goroutine of that service.
 func (e *Engine) reassemble(ctx context.Context) {
-	f := &fragments{e: e, table: frag.New(), out: reader{e: e}}
+	f := &fragments{e: e, table: frag.New(e.datagrams), out: reader{e: e}}
 	p := e.services.fragments
 	defer func() {
 		p.Close()

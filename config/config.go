@@ -87,6 +87,10 @@ type Config struct {
 	HostLoToNSLo bool // Pasta: what comes to the host's loopback goes to the namespace's
 	AnyUDPPort   bool // UDP sockets do not have the guest's own source port
 	FreeBind     bool // IP_FREEBIND, IPV6_FREEBIND on listening and UDP sockets
+
+	MaxFlows int // at a time, of all kinds
+	Memory   int // bytes that the data of all flows may take
+
 	// Ports are the port specifiers in order, pasta's defaults last. See Rules.
 	Ports []PortSpec
 }
@@ -222,12 +226,18 @@ type DNS struct {
 	AnnounceList bool     // the search list, likewise
 }
 
-// Values that hold unless an option says otherwise.
+// Values that hold unless an option says otherwise, and what options take.
 const (
 	defaultMTU     = 65520 // 65535 - 14, a multiple of 4
 	maxMTU         = 65535 - 14
 	defaultLogSize = 1 << 20
 	minLogSize     = 5 * 8192 // five times stdio's buffer
+
+	defaultFlows          = 128 << 10
+	leastFlows, mostFlows = 16, 4 << 20
+
+	defaultMemory           = 96 << 20
+	leastMemory, mostMemory = 8 << 20, 64 << 30
 )
 
 // defaultMAC is locally administered, so it is nobody else's.
@@ -251,5 +261,6 @@ func defaults(mode Mode, vhostUser bool) *Config {
 		TCP:  true, UDP: true, ICMP: true,
 		DHCP: true, DHCPv6: true, NDP: true, RA: true,
 		NoSplice: mode == Passt,
+		MaxFlows: defaultFlows, Memory: defaultMemory,
 	}
 }

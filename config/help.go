@@ -20,6 +20,7 @@ const (
 	services
 	forwarding
 	mapping
+	limits
 	groups
 )
 
@@ -34,6 +35,7 @@ func (g group) String() string {
 		services:   "Protocols and services",
 		forwarding: "Forwarded ports",
 		mapping:    "The host's side",
+		limits:     "Limits (of this program only)",
 	}[g]
 }
 

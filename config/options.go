@@ -445,4 +445,13 @@ var options = []option{
 		long: "freebind", group: mapping, set: yes(func(c *Config) *bool { return &c.FreeBind }),
 		help: "listen on addresses the host does not have yet",
 	},
+
+	{
+		long: "max-flows", own: true, arg: "N", group: limits, set: setMaxFlows,
+		help: "connections and other flows at a time, at most\ndefault: 131072",
+	},
+	{
+		long: "memory", own: true, arg: "SIZE", group: limits, set: setMemory,
+		help: "for data of all flows, in bytes, or with K, M or G\ndefault: 96M; at least 8M",
+	},
 }

@@ -39,6 +39,7 @@ func TestDefaults(t *testing.T) {
 		MTU:  65520,
 		IPv4: family, IPv6: family,
 		TCP: true, UDP: true, ICMP: true, DHCP: true, DHCPv6: true, NDP: true, RA: true,
+		MaxFlows: 131072, Memory: 96 << 20,
 	}
 	pasta := common
 	pasta.Mode, pasta.Foreground, pasta.Log.Summary = Pasta, true, false // the shell
@@ -329,6 +330,11 @@ func TestOptions(t *testing.T) {
 		{vu, "--repair-path /r", func(c *Config) { c.VM.RepairPath = "/r" }},
 		{vu, "--repair-path /r --repair-path none", on(func(c *Config) *bool { return &c.VM.NoRepair })},
 		{vu, "--migrate-exit", on(func(c *Config) *bool { return &c.VM.MigrateExit })},
+		{pasta, "--max-flows 1000", func(c *Config) { c.MaxFlows = 1000 }},
+		{passt, "--memory 8388608", func(c *Config) { c.Memory = 8 << 20 }},
+		{passt, "--memory 16384k", func(c *Config) { c.Memory = 16 << 20 }},
+		{pasta, "--memory 64M", func(c *Config) { c.Memory = 64 << 20 }},
+		{pasta, "--memory 64G", func(c *Config) { c.Memory = 64 << 30 }},
 		{vu, "--migrate-no-linger", on(func(c *Config) *bool { return &c.VM.MigrateNoLinger })},
 	} {
 		t.Run(tt.base+tt.args, func(t *testing.T) {
@@ -384,6 +390,16 @@ func TestErrors(t *testing.T) {
 
 		{"pasta --stats 1 -f", "Can't display statistics if not running in foreground"},
 		{"pasta -f --stats x", "Invalid --stats: x"},
+		{"pasta --max-flows 15", "Invalid number of flows: 15, use 16 to 4194304"},
+		{"pasta --max-flows 4194305", "Invalid number of flows: 4194305, use 16 to 4194304"},
+		{"pasta --max-flows=", "Invalid number of flows: , use 16 to 4194304"},
+		{"pasta --memory 8388607", "Invalid memory size: 8388607, use 8M to 64G"},
+		{"pasta --memory 65G", "Invalid memory size: 65G, use 8M to 64G"},
+		{"pasta --memory 99999999999999999999G", "Invalid memory size: 99999999999999999999G, use 8M to 64G"},
+		{"pasta --memory M", "Invalid memory size: M, use 8M to 64G"},
+		{"pasta --memory 64MB", "Invalid memory size: 64MB, use 8M to 64G"},
+		{"pasta --memory -1", "Invalid memory size: -1, use 8M to 64G"},
+		{"pasta --memory=", "Invalid memory size: , use 8M to 64G"},
 		{"pasta --log-size 40959", "Invalid --log-size: 40959"},
 		{"pasta --log-size 1M", "Invalid --log-size: 1M"},
 		{"pasta --log-file=", "Invalid log file: "},

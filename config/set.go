@@ -169,6 +169,24 @@ func setStats(p *parser, value string) error {
 	return nil
 }
 
+func setMaxFlows(p *parser, value string) error {
+	n, ok := decimal(value, mostFlows)
+	if !ok || n < leastFlows {
+		return errorf("Invalid number of flows: %s, use %d to %d", value, leastFlows, mostFlows)
+	}
+	p.cfg.MaxFlows = n
+	return nil
+}
+
+func setMemory(p *parser, value string) error {
+	n, ok := size(value)
+	if !ok || n < leastMemory || n > mostMemory {
+		return errorf("Invalid memory size: %s, use %dM to %dG", value, leastMemory>>20, mostMemory>>30)
+	}
+	p.cfg.Memory = n
+	return nil
+}
+
 func setRunAs(p *parser, value string) error {
 	r := RunAs{Text: value}
 	user, group, both := strings.Cut(value, ":")

@@ -71,6 +71,26 @@ func decimal(s string, limit int) (int, bool) {
 	return n, err == nil && n <= limit
 }
 
+// size reads all of s as a number of bytes, or of units of 1024, 1024² or 1024³ bytes: K, M or G.
+func size(s string) (int, bool) {
+	shift := 0
+	if n := len(s) - 1; n >= 0 {
+		switch s[n] | 0x20 {
+		case 'k':
+			shift = 10
+		case 'm':
+			shift = 20
+		case 'g':
+			shift = 30
+		}
+		if shift > 0 {
+			s = s[:n]
+		}
+	}
+	n, ok := decimal(s, math.MaxInt>>shift)
+	return n << shift, ok
+}
+
 // refuse says which addresses an option does not take.
 type refuse uint8
 

@@ -55,13 +55,9 @@ type Env struct {
 
 	UDPTimeout, UDPStreamTimeout time.Duration // idle time after which a UDP flow ends
 
-	// Held is the number of bytes taken from the guest that host sockets did not take yet, over
-	// all flows.
-	Held atomic.Int64
-
-	// Early is the number of bytes that TCP flows keep since they came from the guest before their
-	// turn, with the cost of keeping them.
-	Early atomic.Int64
+	// Held is for what TCP flows hold of the guest's data: what their sockets did not take, and what came
+	// before its turn.
+	Held Budget
 
 	// Ended are the TCP connections that have ended well of late.
 	Ended Ended
@@ -104,6 +100,8 @@ type Counters struct {
 	NoSocket     Bound                           // flows refused for want of descriptors or memory
 	HeldFull     Bound                           // windows that stayed small since all flows together held too much
 	EarlyFull    Bound                           // TCP segments dropped since all flows together kept too much
+	HeldRefused  Bound                           // bytes in order that neither the socket nor the budget had room for: runs of them
+	Unasked      Bound                           // TCP segments with data beyond the window
 	LinkDropped  atomic.Uint64                   // frames to the guest that the link did not take
 	TCP, UDP     atomic.Uint64                   // flows made
 	ICMP         atomic.Uint64

@@ -94,6 +94,9 @@ func (l *Limit) PressIdle() bool {
 	return found
 }
 
+// Max returns the number of flows there may be.
+func (l *Limit) Max() int { return int(l.max) }
+
 // Len returns the number of flows there are now.
 func (l *Limit) Len() int { return int(l.n.Load()) }
 

@@ -56,7 +56,7 @@ func TestPiecesFitTheLink(t *testing.T) {
 						}
 						return
 					}
-					table := frag.New()
+					table := frag.New(frag.MaxDatagrams)
 					var p frame.Packet
 					for i, f := range l.frames {
 						if len(f)-frame.L3Off > mtu {

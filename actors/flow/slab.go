@@ -9,8 +9,8 @@ import (
 )
 
 const (
-	// slabSize leaves room behind one frame of maximum size for a run of small ones.
-	slabSize = 128 << 10
+	// SlabSize leaves room behind one frame of maximum size for a run of small ones.
+	SlabSize = 128 << 10
 	// recordLen is the length of what precedes every frame in a slab: its length, where its
 	// layer 4 header and its payload begin, and where its payload ends.
 	recordLen = 16
@@ -24,7 +24,7 @@ type Slab struct {
 	refs atomic.Int32
 	pool *Pool
 	used int // by the reader
-	b    [slabSize]byte
+	b    [SlabSize]byte
 }
 
 // Pool hands out slabs, at most a fixed number at a time.

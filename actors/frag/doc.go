@@ -15,7 +15,7 @@
 //
 // # Limits
 //
-// A Table holds at most maxDatagrams incomplete datagrams, each in a buffer for the longest packet:
+// A Table holds at most MaxDatagrams incomplete datagrams, each in a buffer for the longest packet:
 // 4.1 MiB altogether. One more takes the place of the oldest. What is not complete after Timeout is
 // forgotten. A datagram may be in maxRanges separate pieces at a time; what comes in order is one
 // piece. Nobody is told about what was lost: the sender's own time-out is shorter than an answer's.

@@ -12,8 +12,10 @@ const (
 	// the fragments have come over one link, and 30 s is what Linux waits.
 	Timeout = 30 * time.Second
 
-	maxDatagrams = 64
-	maxRanges    = 128
+	// MaxDatagrams is the most that a table holds. Each has a buffer of frame.MaxFrame bytes.
+	MaxDatagrams = 64
+
+	maxRanges = 128
 )
 
 // Outcome is what has become of a fragment.
@@ -46,6 +48,7 @@ type key struct {
 
 // Table holds incomplete datagrams. It has one owner.
 type Table struct {
+	max  int
 	m    map[key]*datagram
 	free []*[frame.MaxFrame]byte
 
@@ -69,8 +72,8 @@ type datagram struct {
 // space is the bytes of payload from one offset to another.
 type space struct{ from, to int }
 
-// New returns an empty table.
-func New() *Table { return &Table{m: map[key]*datagram{}} }
+// New returns an empty table that holds at most max incomplete datagrams.
+func New(max int) *Table { return &Table{max: max, m: map[key]*datagram{}} }
 
 // Len returns the number of incomplete datagrams.
 func (t *Table) Len() int { return len(t.m) }
@@ -135,7 +138,7 @@ func (t *Table) Add(b []byte, p *frame.Packet, now time.Duration) (whole []byte,
 
 // begin makes room for a datagram.
 func (t *Table) begin(k key, now time.Duration) *datagram {
-	if len(t.m) >= maxDatagrams {
+	if len(t.m) >= t.max {
 		var (
 			oldest key
 			since  = time.Duration(1<<63 - 1)

@@ -104,7 +104,7 @@ func TestAnyOrder(t *testing.T) {
 					continue
 				}
 				t.Run(fmt.Sprintf("v6=%v/%d in %d", v6, n, size), func(t *testing.T) {
-					table := New()
+					table := New(MaxDatagrams)
 					payload := udp(n)
 					for round := range 4 {
 						pieces := cut(len(payload), size)
@@ -161,7 +161,7 @@ func TestBadFragments(t *testing.T) {
 			{"end before what is there", []piece{{off: 1600, n: 8, more: true}, {off: 800, n: 8}}, Conflict, Late},
 		} {
 			t.Run(fmt.Sprintf("%s v6=%v", tt.name, v6), func(t *testing.T) {
-				table := New()
+				table := New(MaxDatagrams)
 				var o Outcome
 				for _, p := range tt.pieces {
 					_, o = add(t, table, fragment(v6, 1, p, payload), 0)
@@ -175,7 +175,7 @@ func TestBadFragments(t *testing.T) {
 			})
 		}
 		t.Run(fmt.Sprintf("other bytes at the same place v6=%v", v6), func(t *testing.T) {
-			table := New()
+			table := New(MaxDatagrams)
 			add(t, table, fragment(v6, 1, piece{off: 0, n: 800, more: true}, payload), 0)
 			if _, o := add(t, table, fragment(v6, 1, piece{off: 0, n: 800, more: true}, udp(4001)), 0); o != Conflict {
 				t.Error(o)
@@ -183,7 +183,7 @@ func TestBadFragments(t *testing.T) {
 		})
 		// The ping of death: a fragment that ends beyond the longest packet.
 		t.Run(fmt.Sprintf("beyond the longest packet v6=%v", v6), func(t *testing.T) {
-			if _, o := add(t, New(), fragment(v6, 1, piece{off: 65528, n: 16}, make([]byte, 70000)), 0); o != Malformed {
+			if _, o := add(t, New(MaxDatagrams), fragment(v6, 1, piece{off: 65528, n: 16}, make([]byte, 70000)), 0); o != Malformed {
 				t.Error(o)
 			}
 		})
@@ -191,7 +191,7 @@ func TestBadFragments(t *testing.T) {
 }
 
 func TestScattered(t *testing.T) {
-	table, payload := New(), udp(60000)
+	table, payload := New(MaxDatagrams), udp(60000)
 	for i := range maxRanges {
 		if _, o := add(t, table, fragment(false, 1, piece{off: 16 * i, n: 8, more: true}, payload), 0); o != Kept {
 			t.Fatal(o)
@@ -205,7 +205,7 @@ func TestScattered(t *testing.T) {
 func TestCongestionIsKept(t *testing.T) {
 	payload := udp(1000)
 	for _, v6 := range []bool{false, true} {
-		table := New()
+		table := New(MaxDatagrams)
 		add(t, table, fragment(v6, 1, piece{off: 0, n: 504, more: true, tos: 0xba}, payload), 0)
 		whole, _ := add(t, table, fragment(v6, 1, piece{off: 504, n: 504, tos: 0xbb}, payload), 0)
 		var p frame.Packet
@@ -218,7 +218,7 @@ func TestCongestionIsKept(t *testing.T) {
 func TestTimeout(t *testing.T) {
 	payload := udp(1000)
 	first, last := fragment(true, 1, piece{off: 0, n: 504, more: true}, payload), fragment(true, 1, piece{off: 504, n: 504}, payload)
-	table := New()
+	table := New(MaxDatagrams)
 	add(t, table, first, 0)
 	if _, o := add(t, table, last, Timeout); o != Whole {
 		t.Errorf("in time: %v", o)
@@ -235,10 +235,10 @@ func TestTimeout(t *testing.T) {
 
 // TestFlood: however many datagrams a guest begins, there is a bound, and those begun last are kept.
 func TestFlood(t *testing.T) {
-	table, payload := New(), udp(1000)
+	table, payload := New(MaxDatagrams), udp(1000)
 	for i := range 10000 {
 		add(t, table, fragment(false, uint32(i), piece{off: 0, n: 504, more: true}, payload), time.Duration(i))
-		if table.Len() > maxDatagrams || table.Len()+len(table.free) > maxDatagrams+1 {
+		if table.Len() > MaxDatagrams || table.Len()+len(table.free) > MaxDatagrams+1 {
 			t.Fatalf("%d datagrams, %d free", table.Len(), len(table.free))
 		}
 	}
@@ -247,7 +247,7 @@ func TestFlood(t *testing.T) {
 	} else {
 		check(t, whole, payload, false)
 	}
-	if table.Evicted != 10000-maxDatagrams {
+	if table.Evicted != 10000-MaxDatagrams {
 		t.Errorf("%d were evicted", table.Evicted)
 	}
 }
@@ -258,7 +258,7 @@ func FuzzTable(f *testing.F) {
 	f.Add([]byte{1, 10, 10, 0, 1, 0, 10, 1, 9, 0, 3, 1, 9, 3, 3, 1, 9, 6, 3, 0})
 	payloads := map[byte][]byte{0: udp(2100), 1: udp(2101)}
 	f.Fuzz(func(t *testing.T, in []byte) {
-		table := New()
+		table := New(MaxDatagrams)
 		now := time.Duration(0)
 		for len(in) >= 4 {
 			p := piece{off: int(in[1]) * 8, n: int(in[2]%8) * 8, more: in[3]&1 != 0}
@@ -274,7 +274,7 @@ func FuzzTable(f *testing.F) {
 			v6, id, payload := in[0]&1 != 0, uint32(in[0]>>2), payloads[in[0]>>1&1]
 			in = in[4:]
 			whole, o := add(t, table, fragment(v6, id, p, payload), now)
-			if (o == Whole) != (whole != nil) || table.Len() > maxDatagrams {
+			if (o == Whole) != (whole != nil) || table.Len() > MaxDatagrams {
 				t.Fatalf("%v with %d bytes, %d datagrams", o, len(whole), table.Len())
 			}
 			if o != Whole {

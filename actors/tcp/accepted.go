@@ -30,6 +30,7 @@ func (c *conn) call() bool {
 	c.mss = defaultMSS
 	c.begin()
 	c.hdr.from(c.env.SourceMAC(&c.port.Key().Remote))
+	c.first = c.firstWindow()
 	// First of all: the guest works on it while we go on.
 	c.sendSYN()
 	c.sndNxt = c.sndUna + 1

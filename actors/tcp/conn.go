@@ -1,6 +1,7 @@
 package tcp
 
 import (
+	"bytes"
 	"hash/maphash"
 	"net/netip"
 	"time"
@@ -85,10 +86,15 @@ type conn struct {
 	ackBy   flow.Time // when ackDue becomes ackNow; 0: not set
 	prompt  int       // bytes that are acknowledged without delay yet
 	lastWnd uint32    // window when rcvEdge was moved last
+	pending int       // bytes before rcvNxt that are in a batch, and may yet be refused
 	heldLen int
 	sendAt  flow.Time // when what is held is offered once more to a socket that had no memory for it; 0: not set
 	held    []chunk
 	early   early
+	credit  flow.Credit // for held, early and promised
+
+	promised int    // bytes of the window that the socket may not have room for
+	first    uint16 // window advertised with our SYN, not scaled
 
 	// To the guest. sndUna is where the socket's queue begins.
 	sndUna, sndNxt, sndMax uint32
@@ -113,6 +119,19 @@ type conn struct {
 type chunk struct {
 	data []byte
 	run  flow.Run
+	cost int // what conn.credit is charged with for it
+}
+
+// newChunk returns a chunk of data, which lies in run, for a while that may be long: while slabs are scarce it
+// is a copy.
+func newChunk(data []byte, run *flow.Run) chunk {
+	ch := chunk{data: data, cost: len(data) + chunkCost}
+	if run.Lendable() {
+		ch.run = run.Hold()
+	} else {
+		ch.data = bytes.Clone(data)
+	}
+	return ch
 }
 
 // Dialer makes the sockets of connections; it is told who shall be reached.
@@ -142,6 +161,7 @@ func (c *conn) run() {
 func (c *conn) close() {
 	c.releaseHeld()
 	c.dropEarly()
+	c.promise(0)
 	if c.reset && c.fd >= 0 {
 		sock.Reset(c.fd)
 	}
@@ -243,8 +263,8 @@ func (c *conn) synced(v *flow.View) {
 	}
 	c.rcvNxt = tcp.Seq() + 1
 	c.ackSent = c.rcvNxt
-	c.rcvEdge = c.rcvNxt + 65535
-	c.lastWnd = 65535
+	c.rcvEdge = c.rcvNxt + uint32(c.first)
+	c.lastWnd = uint32(c.first)
 	c.setWnd(uint32(tcp.Window()))
 	c.wl1 = tcp.Seq()
 }
@@ -310,6 +330,9 @@ func (c *conn) connected() {
 func (c *conn) accepted() {
 	c.state = synReceived
 	c.hdr.from(c.env.SourceMAC(&c.port.Key().Remote))
+	c.first = c.firstWindow()
+	c.rcvEdge = c.rcvNxt + uint32(c.first)
+	c.lastWnd = uint32(c.first)
 	c.sendSYN()
 	c.env.Rhythm.Extend()
 	c.sndNxt = c.sndUna + 1
@@ -322,10 +345,10 @@ func (c *conn) written() {
 	switch {
 	case c.state == connecting:
 		c.connected()
-	case len(c.held) > 0:
-		c.flush()
 	case c.shut && !c.finDone:
 		c.awaitFIN()
+	case c.state == established && !c.shut:
+		c.flush()
 	}
 }
 
@@ -388,6 +411,7 @@ func (c *conn) onTime(now flow.Time) {
 	case c.rtoAt == 0 && c.state == established && now-c.seenAt >= keepAlive:
 		c.sendProbe()
 		c.dropEarly()
+		c.settle()
 		c.seenAt = now // the next probe in 30 s
 	}
 }

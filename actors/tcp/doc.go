@@ -70,8 +70,14 @@
 //
 // # Limits
 //
-// Headroom is 128 KiB a flow, and shrinks to one segment while all flows together hold more than
-// 32 MiB. Of segments out of order a flow keeps 1024, within the window it has advertised, and all flows
-// together 16 MiB; they are copied while slabs are scarce, and dropped when the guest is silent for 30 s:
+// A window may go beyond what the socket's send buffer takes for sure only as far as the flow has taken credit for
+// that from the budget of all flows (flow.Budget): the headroom, 128 KiB, but no more than a 64th of what is free.
+// It shrinks as more flows hold data. Where there is none, the window is what the send buffer has room for, and opens
+// again when that does; a flow whose peer reads goes on like that. The first window, 65,535 bytes, shrinks likewise.
+// Should the socket take less than its room made expect, and the budget have no more, what comes is not
+// acknowledged, and the guest repeats it. What was acknowledged is never dropped.
+//
+// Of segments out of order a flow keeps 1024, within the window it has advertised, as long as half of the budget is
+// free; they are copied while slabs are scarce, and dropped when the guest is silent for 30 s:
 // what is not kept it sends again. Neither SACK nor timestamps are offered.
 package tcp

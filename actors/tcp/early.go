@@ -1,7 +1,6 @@
 package tcp
 
 import (
-	"bytes"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -11,9 +10,8 @@ import (
 )
 
 const (
-	earlyPieces = 1024     // segments a flow keeps before their turn; their bytes lie in its window
-	earlyBudget = 16 << 20 // bytes all flows keep so, book-keeping included
-	earlyCost   = 128      // bytes of book-keeping a piece is charged with
+	earlyPieces = 1024 // segments a flow keeps before their turn; their bytes lie in its window
+	chunkCost   = 128  // bytes of book-keeping a chunk is charged with
 )
 
 // early is what has come before its turn: segments behind a gap, and perhaps the guest's FIN. They
@@ -33,8 +31,7 @@ func (e *early) due(next uint32) bool {
 
 // piece is a chunk that begins at seq.
 type piece struct {
-	seq  uint32
-	cost int // what it is charged with in Env.Early
+	seq uint32
 	chunk
 }
 
@@ -79,22 +76,15 @@ func (c *conn) keep(seq uint32, data []byte, run *flow.Run) {
 
 // insert makes data piece i and reports whether there is one more.
 func (c *conn) insert(i int, seq uint32, data []byte, run *flow.Run) bool {
-	cost := len(data) + earlyCost
 	if len(c.early.pieces) >= earlyPieces {
 		return false
 	}
-	if c.env.Early.Load()+int64(cost) > earlyBudget {
+	// What is acknowledged goes before: it needs room that what is not leaves.
+	if c.env.Held.Scarce() || !c.credit.Take(&c.env.Held, len(data)+chunkCost) {
 		c.env.Counters.EarlyFull.Reached(c.env.Log, "Too many segments before their turn, some are lost")
 		return false
 	}
-	p := piece{seq: seq, cost: cost}
-	if run.Lendable() {
-		p.chunk = chunk{data: data, run: run.Hold()}
-	} else {
-		p.chunk = chunk{data: bytes.Clone(data)}
-	}
-	c.env.Early.Add(int64(cost))
-	c.early.pieces = slices.Insert(c.early.pieces, i, p)
+	c.early.pieces = slices.Insert(c.early.pieces, i, piece{seq: seq, chunk: newChunk(data, run)})
 	c.early.last = i
 	return true
 }
@@ -151,7 +141,6 @@ func (c *conn) pushPieces(b *batch, n int) {
 	}
 	if left := b.len - sent; left > 0 {
 		c.heldLen += left
-		c.env.Held.Add(int64(left))
 		for i := range n {
 			p := &c.early.pieces[i]
 			took := min(sent, len(p.data))
@@ -161,7 +150,7 @@ func (c *conn) pushPieces(b *batch, n int) {
 			}
 			p.data = p.data[took:]
 			c.held = append(c.held, p.chunk)
-			p.run = flow.Run{} // it is held there now
+			p.chunk = chunk{} // it is held there now
 		}
 		c.awaitSend(err)
 	}
@@ -176,7 +165,7 @@ func (c *conn) forget(n int) {
 		cost += e.pieces[i].cost
 		e.pieces[i].run.Release()
 	}
-	c.env.Early.Add(int64(-cost))
+	c.credit.Give(&c.env.Held, cost)
 	e.pieces = slices.Delete(e.pieces, 0, n)
 	e.last = max(e.last-n, 0)
 	if len(e.pieces) == 0 {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"testing"
 
+	"fusilli/actors/flow"
 	"fusilli/tapio/frame"
 )
 
@@ -91,11 +92,15 @@ func TestEarlySegmentsAreBounded(t *testing.T) {
 	if n := len(b.c.early.pieces); n != 1 || len(b.c.early.pieces[0].data) != 1 {
 		t.Errorf("%d pieces are kept of what is at the edge, want 1 of 1 byte", n)
 	}
-	b.env.Early.Add(earlyBudget)
 	b.c.dropEarly()
+	var others flow.Credit
+	all := b.env.Held.Free()/2 + 1
+	if !others.Take(&b.env.Held, all) {
+		t.Fatal("the budget is not free")
+	}
 	b.offer(seg{flags: frame.ACK, seq: b.snd + 10, ack: b.rcv, wnd: b.wnd, data: data(10, 10)})
 	b.turn()
-	b.env.Early.Add(-earlyBudget)
+	others.Give(&b.env.Held, all)
 	if n := len(b.c.early.pieces); n != 0 {
 		t.Errorf("%d pieces are kept beyond the budget of all flows", n)
 	}

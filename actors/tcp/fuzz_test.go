@@ -236,19 +236,20 @@ func (never) OnRoom(func()) {}
 // fuzzGuest is the guest, its peer, and the actor, which are all played by one goroutine.
 type fuzzGuest struct {
 	*bed
-	s                     *fuzzed
-	choice                byte
-	ops                   int
-	segs                  []seg
-	peer                  int          // the peer's socket; -1 when it has closed it
-	ends                  map[int]bool // where the guest's stream has ended, by one segment or another
-	top                   int          // the furthest that it may have got
-	reset                 bool         // somebody has asked for a reset, or a segment was sent that makes no sense
-	replaced              bool         // the guest has sent a SYN that may replace the connection
-	timers                int          // that have gone off
-	ended                 bool         // the peer has ended its direction
-	written               int          // bytes the peer has sent
-	extraHeld, extraEarly int64
+	s        *fuzzed
+	choice   byte
+	ops      int
+	segs     []seg
+	peer     int          // the peer's socket; -1 when it has closed it
+	ends     map[int]bool // where the guest's stream has ended, by one segment or another
+	top      int          // the furthest that it may have got
+	reset    bool         // somebody has asked for a reset, or a segment was sent that makes no sense
+	replaced bool         // the guest has sent a SYN that may replace the connection
+	timers   int          // that have gone off
+	ended    bool         // the peer has ended its direction
+	written  int          // bytes the peer has sent
+	others   int          // bytes that other flows hold
+	release  func()       // gives these back
 
 	got   int // bytes the peer has read
 	eof   bool
@@ -273,18 +274,19 @@ func newFuzzGuest(t *testing.T, choice byte) *fuzzGuest {
 	if choice&chooseNoPeekOff == 0 {
 		s.env.PeekOff4, s.env.PeekOff6 = havePeekOff(), havePeekOff()
 	}
-	if choice&chooseFullHeld != 0 {
-		g.extraHeld = heldBudget + 1
-	}
-	if choice&chooseFullEarly != 0 {
-		g.extraEarly = earlyBudget - 4096
-	}
-	s.env.Held.Store(g.extraHeld)
-	s.env.Early.Store(g.extraEarly)
 	s.link = fuzzLink{guest: g}
 	g.bed = &bed{t: t, fam: fam, env: &s.env, pool: s.pool, wnd: 4096, snd: guestISN + 1, mss: guestMSS,
 		port: flow.NewPort(flow.Key{Guest: frame.AddrOf(fam.guest), Remote: frame.AddrOf(fam.remote),
 			GuestPort: 40001, RemotePort: 80, Proto: frame.ProtoTCP})}
+	left := s.env.Held.Free()
+	switch {
+	case choice&chooseFullHeld != 0:
+		left = 0
+	case choice&chooseFullEarly != 0:
+		left = left/2 + 4096
+	}
+	g.release = g.occupy(left)
+	g.others = s.env.Held.Used()
 	if choice&chooseAccepted != 0 {
 		fd, err := s.Dial(s.at)
 		if err != nil {
@@ -363,14 +365,14 @@ func (g *fuzzGuest) pump() {
 // check looks at what always holds between two steps.
 func (g *fuzzGuest) check() {
 	c, t := g.c, g.t
-	held := 0
+	held, cost := 0, 0
 	for i := range c.held {
 		held += len(c.held[i].data)
+		cost += c.held[i].cost
 	}
-	if held != c.heldLen || g.env.Held.Load() != g.extraHeld+int64(held) {
-		t.Errorf("%d bytes are held, %d are counted, %d by all", held, c.heldLen, g.env.Held.Load()-g.extraHeld)
+	if held != c.heldLen {
+		t.Errorf("%d bytes are held, %d are counted", held, c.heldLen)
 	}
-	cost := 0
 	for i := range c.early.pieces {
 		p := &c.early.pieces[i]
 		cost += p.cost
@@ -378,8 +380,11 @@ func (g *fuzzGuest) check() {
 			t.Errorf("piece %d from %d to %d, expected %d, edge %d", i, p.seq, p.end(), c.rcvNxt, c.rcvEdge)
 		}
 	}
-	if g.env.Early.Load() != g.extraEarly+int64(cost) {
-		t.Errorf("early segments cost %d, %d is counted", cost, g.env.Early.Load()-g.extraEarly)
+	if used := c.credit.Used(); used != cost+c.promised || c.promised < 0 || g.env.Held.Used() < g.others+used {
+		t.Errorf("what is kept costs %d and %d are promised, %d is counted, %d by all", cost, c.promised, used, g.env.Held.Used()-g.others)
+	}
+	if n := g.env.Held.Free(); n < 0 {
+		t.Errorf("%d bytes are kept beyond the ceiling", -n)
 	}
 	if seqGT(c.sndUna, c.sndNxt) || seqGT(c.sndNxt, c.sndMax) {
 		t.Errorf("acknowledged %d, next %d, sent %d", c.sndUna, c.sndNxt, c.sndMax)
@@ -706,7 +711,8 @@ func (g *fuzzGuest) end() {
 	if n := g.pool.Out(); n != 0 {
 		g.t.Errorf("%d slabs were not given back", n)
 	}
-	if held, early := g.env.Held.Load()-g.extraHeld, g.env.Early.Load()-g.extraEarly; held != 0 || early != 0 {
-		g.t.Errorf("%d bytes are counted as held, %d as early", held, early)
+	g.release()
+	if n := g.env.Held.Used(); n != 0 {
+		g.t.Errorf("%d bytes are counted as held", n)
 	}
 }

@@ -1,7 +1,7 @@
 package tcp
 
 import (
-	"bytes"
+	"slices"
 	"sync"
 	"unsafe"
 
@@ -13,10 +13,10 @@ import (
 )
 
 const (
-	headroom   = 128 << 10 // bytes a flow may hold beyond its socket's send buffer
-	heldBudget = 32 << 20  // bytes all flows may hold before headroom shrinks
-	maxPieces  = 64        // pieces of payload in one sendmsg
-	maxRuns    = 8         // runs they may lie in
+	headroom    = 128 << 10 // bytes a flow may hold beyond its socket's send buffer
+	leastWindow = 4 << 10   // advertised with our SYN, whatever is free
+	maxPieces   = 64        // pieces of payload in one sendmsg
+	maxRuns     = 8         // runs they may lie in
 )
 
 // batch is payload to be handed to the socket in one call.
@@ -120,6 +120,9 @@ func (c *conn) segment(v *flow.View, b *batch, run *flow.Run) {
 	}
 	probe := c.state == established && seq+1 == c.rcvNxt && len(data) <= 1 && fl&frame.FIN == 0
 	if !probe && !c.acceptable(seq, len(data), fl) {
+		if len(data) > 0 && seqGT(seq, c.rcvEdge) {
+			c.env.Counters.Unasked.Reached(c.env.Log, "The guest sends beyond its window, that is dropped")
+		}
 		c.ackNow, c.prompt = true, promptAcks
 		return
 	}
@@ -140,9 +143,13 @@ func (c *conn) segment(v *flow.View, b *batch, run *flow.Run) {
 	c.acked(seq, ack, tcp, len(data), fl)
 	end := seq + uint32(len(data))
 	if len(data) > 0 {
+		if seqGT(seq, c.rcvNxt) {
+			c.push(b) // what is acknowledged with the gap
+		}
 		if data = c.inOrder(seq, data, run); data != nil {
 			b.add(data)
 			c.rcvNxt += uint32(len(data))
+			c.pending += len(data)
 		}
 	}
 	switch {
@@ -342,12 +349,13 @@ func (b *batch) release() {
 	b.nruns = 0
 }
 
-// push hands b's payload to the socket, behind what is held, and holds what the socket does not take. b has no
-// payload afterwards, but its runs.
+// push hands b's payload to the socket, behind what is held, and holds what the socket does not take. What
+// there is no room for either is refused. b has no payload afterwards, but its runs.
 func (c *conn) push(b *batch) {
 	if b.n == 0 {
 		return
 	}
+	c.pending = 0
 	c.ackDue = true
 	sent, err := 0, unix.Errno(0)
 	if len(c.held) == 0 {
@@ -362,17 +370,18 @@ func (c *conn) push(b *batch) {
 	}
 	c.env.Message(c.port, flow.FromGuest, b.len)
 	if sent < b.len {
-		c.hold(b, sent)
+		if left := b.len - sent - c.hold(b, sent); left > 0 {
+			c.refuse(left)
+		}
 		c.awaitSend(err)
 	}
 	b.n, b.len = 0, 0
 	c.openWindow(false)
 }
 
-// hold keeps b's payload but for its first skip bytes.
-func (c *conn) hold(b *batch, skip int) {
-	c.heldLen += b.len - skip
-	c.env.Held.Add(int64(b.len - skip))
+// hold keeps b's payload but for its first skip bytes, as far as there is room for it, and returns how much
+// it keeps.
+func (c *conn) hold(b *batch, skip int) (n int) {
 	for i := 0; i < b.n; i++ {
 		d := unsafe.Slice(b.iov[i].Base, int(b.iov[i].Len))
 		if skip >= len(d) {
@@ -381,12 +390,29 @@ func (c *conn) hold(b *batch, skip int) {
 		}
 		d = d[skip:]
 		skip = 0
-		if run := &b.runs[b.in[i]]; run.Lendable() {
-			c.held = append(c.held, chunk{data: d, run: run.Hold()})
-		} else {
-			c.held = append(c.held, chunk{data: bytes.Clone(d)})
+		promised := min(len(d), c.promised)
+		if !c.credit.Take(&c.env.Held, len(d)+chunkCost-promised) {
+			break
 		}
+		c.promised -= promised
+		c.held = append(c.held, newChunk(d, &b.runs[b.in[i]]))
+		n += len(d)
 	}
+	c.heldLen += n
+	return n
+}
+
+// refuse takes back that the last n bytes of what was received were. The guest, which gets no acknowledgement for
+// them, sends them again, as if they were lost on the way. The window stays: not all guests cope with one that
+// shrinks (RFC 9293, section 3.8.6). It is the last resort, since windows promise no more than there is.
+func (c *conn) refuse(n int) {
+	if c.guestFIN {
+		c.guestFIN = false
+		n++
+	}
+	c.rcvNxt -= uint32(n)
+	c.ackNow = true
+	c.env.Counters.HeldRefused.Reached(c.env.Log, "Connections hold too much that their peers do not take, the guest has to repeat some")
 }
 
 // flush hands held payload to the socket, which takes data again.
@@ -407,6 +433,9 @@ func (c *conn) flush() {
 		}
 		c.dropHeld(n)
 		if n < b.len {
+			if n == 0 && sock.Poll(c.fd, unix.POLLOUT) != 0 {
+				err = unix.ENOBUFS // so the kernel is short of memory for sockets (tcp_mem, tcp(7)), and says EAGAIN
+			}
 			c.awaitSend(err)
 			break
 		}
@@ -431,51 +460,101 @@ func (c *conn) awaitSend(err unix.Errno) {
 
 func (c *conn) dropHeld(n int) {
 	c.heldLen -= n
-	c.env.Held.Add(int64(-n))
-	i := 0
+	i, cost := 0, 0
 	for ; i < len(c.held) && n >= len(c.held[i].data); i++ {
 		n -= len(c.held[i].data)
+		cost += c.held[i].cost
 		c.held[i].run.Release()
 	}
+	c.credit.Give(&c.env.Held, cost)
 	if n > 0 {
 		c.held[i].data = c.held[i].data[n:]
 	}
-	c.held = append(c.held[:0], c.held[i:]...)
+	c.held = slices.Delete(c.held, 0, i)
 	if len(c.held) == 0 {
 		c.held = nil
 	}
 }
 
 func (c *conn) releaseHeld() {
+	cost := 0
 	for i := range c.held {
+		cost += c.held[i].cost
 		c.held[i].run.Release()
 	}
-	c.held = nil
-	c.env.Held.Add(int64(-c.heldLen))
-	c.heldLen = 0
+	c.held, c.heldLen = nil, 0
+	c.credit.Give(&c.env.Held, cost)
 }
 
-// openWindow moves the right edge of the advertised window if little of it is left, or if told to.
-func (c *conn) openWindow(force bool) {
-	left := c.rcvEdge - c.rcvNxt
-	if seqLT(c.rcvEdge, c.rcvNxt) {
-		left = 0
-	}
-	if !force && left > c.lastWnd/2 && left >= uint32(c.mss) {
+// sure is how much of a send buffer with free bytes of room takes payload for sure: not all, since segments have
+// their cost there.
+func sure(free int) int { return max(free, 0) / 4 * 3 }
+
+// promise takes n bytes of credit, and gives back what was taken so before; as far as n is more and the budget
+// does not have it, it leaves that as it is.
+func (c *conn) promise(n int) {
+	if n <= c.promised {
+		c.credit.Give(&c.env.Held, c.promised-n)
+	} else if !c.credit.Take(&c.env.Held, n-c.promised) {
 		return
 	}
-	room := headroom
-	if c.env.Held.Load() > heldBudget {
-		room = c.mss
+	c.promised = n
+}
+
+// settle gives back what was promised and is not needed any more, for the socket has room for all of the window.
+func (c *conn) settle() {
+	if len(c.held) > 0 {
+		return
+	}
+	free, _ := sendRoom(c.fd)
+	c.promise(min(c.promised, max(c.window()-sure(free), 0)))
+}
+
+// window returns how much the guest may send now.
+func (c *conn) window() int { return max(int(int32(c.rcvEdge-c.rcvNxt)), 0) }
+
+// firstWindow returns the window to advertise with our SYN.
+func (c *conn) firstWindow() uint16 {
+	free, _ := sendRoom(c.fd)
+	w := sure(free)
+	if need := 65535 - w; need > 0 {
+		c.promise(min(need, c.env.Held.Share()))
+	}
+	return uint16(min(max(w+c.promised, leastWindow), 65535))
+}
+
+// openWindow moves the right edge of the advertised window if little of it is left, or if told to. What goes beyond
+// the room in the socket's send buffer is promised out of the budget of all flows, so that it can be held. Where the
+// window must wait for the socket, openWindow sees to it that it is called again.
+func (c *conn) openWindow(force bool) {
+	left := c.window()
+	if !force && left > int(c.lastWnd)/2 && left >= c.mss {
+		return
+	}
+	free, queued := sendRoom(c.fd)
+	if len(c.held) > 0 {
+		free = min(free, 0) // none, until the socket says that it takes what is held
+	}
+	held := c.credit.Used() - c.promised
+	share := c.env.Held.Share()
+	if share == 0 {
 		c.env.Counters.HeldFull.Reached(c.env.Log, "Connections hold too much that their peers do not take, windows are small")
 	}
-	room -= c.heldLen
-	if free := sendRoom(c.fd); free > 0 {
-		room += free
+	c.promise(max(min(headroom, held+c.promised+share)-held, left-sure(free), 0))
+	room := sure(free)
+	if c.promised+held >= headroom {
+		room = free // what it takes less than that is promised as well
 	}
-	if room <= 0 {
-		return
+	if room += c.promised; room > 0 {
+		c.moveEdge(room)
 	}
+	if c.window() < c.mss && 2*free < queued && !c.guestFIN && !c.shut {
+		c.port.AwaitWrite(writable)
+	}
+}
+
+// moveEdge moves the right edge of the advertised window so that it has room bytes, if that is worth saying.
+func (c *conn) moveEdge(room int) {
 	if c.scale == 0 {
 		room = min(room, 65535)
 	}

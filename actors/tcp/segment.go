@@ -112,8 +112,8 @@ func (h *header) put(b []byte, mac frame.MAC, seq, ack uint32, flags uint8, wnd 
 // held is among that: were it not, a guest whose peer does not read for long would see no progress
 // and give up, where a closed window has it wait.
 func (c *conn) ackNo() uint32 {
-	a := c.rcvNxt
-	if c.guestFIN && !c.finDone && c.finAgain < finRepeats {
+	a := c.rcvNxt - uint32(c.pending)
+	if c.guestFIN && (!c.finDone && c.finAgain < finRepeats || c.pending > 0) {
 		a--
 	}
 	return a
@@ -208,6 +208,6 @@ func (c *conn) sendSYN() {
 	if c.state == synSent {
 		fl = frame.SYN // and 0 for the acknowledgement number
 	}
-	c.hdr.put(buf[:], c.to(), c.sndUna, c.rcvNxt, fl, 65535, opt, 0, c.mss)
+	c.hdr.put(buf[:], c.to(), c.sndUna, c.rcvNxt, fl, c.first, opt, 0, c.mss)
 	c.write(buf[:], c.hdr.len+opt)
 }

@@ -128,16 +128,17 @@ func (c *conn) discard(n int) bool {
 }
 
 // sendRoom returns how much the send buffer of fd still takes, in bytes of memory, which is a
-// little less in payload; negative if it is over-full.
-func sendRoom(fd int) int {
+// little less in payload, negative if it is over-full; and how much is in it. It takes data again, as writable
+// says, when the former is half of the latter.
+func sendRoom(fd int) (free, queued int) {
 	var v [memInfoVars]uint32
 	l := uint32(unsafe.Sizeof(v))
 	_, _, e := unix.RawSyscall6(unix.SYS_GETSOCKOPT, uintptr(fd), unix.SOL_SOCKET, soMemInfo,
 		uintptr(unsafe.Pointer(&v)), uintptr(unsafe.Pointer(&l)), 0)
 	if e != 0 {
-		return 0
+		return 0, 0
 	}
-	return int(v[memSndbuf]) - int(v[memWmemQueued])
+	return int(v[memSndbuf]) - int(v[memWmemQueued]), int(v[memWmemQueued])
 }
 
 // writable is a check for AwaitWrite: there is room in the socket's send buffer, a connection

@@ -23,7 +23,7 @@ func TestLongDatagramsInPieces(t *testing.T) {
 			}
 		}
 		c.fromHost()
-		table := frag.New()
+		table := frag.New(frag.MaxDatagrams)
 		for i := 0; i < len(all); {
 			f := b.frame()
 			if f[1] == frame.GSONone && len(f)-frame.L3Off > b.env.MTU {

@@ -115,6 +115,8 @@ func dumpCounts(log *zap.Logger, c *flow.Counters, s *splice.Splicer) {
 		add("strangers", c.Strangers.Load())
 		add("held_full", c.HeldFull.Load())
 		add("early_full", c.EarlyFull.Load())
+		add("held_refused", c.HeldRefused.Load())
+		add("unasked", c.Unasked.Load())
 		add("panics", c.Panics.Load())
 		for i := range c.Dropped {
 			add("dropped_"+frame.Reason(i).String(), c.Dropped[i].Load())

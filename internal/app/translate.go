@@ -83,7 +83,9 @@ func translate(ctx context.Context, cfg *config.Config, env *process.Env, log *z
 		ec.Gate = vm
 	}
 	ec.Fragment = cfg.Mode == config.Passt
-	ec.Limit = flowLimit(openFiles())
+	ec.Limit = flowLimit(openFiles(), cfg.MaxFlows)
+	ec.Memory = cfg.Memory
+	limitHeap(ec.Limit, cfg.Memory)
 	own := openHostAddrs(host, log)
 	defer own.close()
 	ec.HostHas = own.has
