@@ -62,7 +62,7 @@ func (c benchCase) runs(im impl) bool {
 const defaultMTU = 65520
 
 // cases is the table of everything that can be measured, for length where a case takes time.
-func cases(length time.Duration) []benchCase {
+func cases(length time.Duration, flows int) []benchCase {
 	var list []benchCase
 	addr := map[bool]string{false: bed.FarAddr4 + ":" + port, true: "[" + bed.FarAddr6 + "]:" + port}
 	bulk := func(prefix string, mtu, streams int, slow, v6 bool) {
@@ -98,6 +98,7 @@ func cases(length time.Duration) []benchCase {
 	}
 	list = append(list, forwarded()...)
 	add("idle-flow", idle)
+	add("stuck-flows", stuck(flows))
 	add("rss", func(s *session, _ time.Duration) ([]figure, error) {
 		u, err := s.usage()
 		return []figure{{value: float64(u.RSS) / (1 << 20), unit: "MiB", less: true}}, err
@@ -241,6 +242,33 @@ func idle(s *session, _ time.Duration) ([]figure, error) {
 	defer target.stop()
 	u1, err := s.usage()
 	return []figure{{value: float64(u1.RSS-u0.RSS) / 1024 / idleFlow, unit: "KiB", less: true, cpu: u1.CPU - u0.CPU}}, err
+}
+
+// stuck is the memory of flows whose peers read nothing, each filled until its sender has to stop: all the
+// translator has then, and what each of them adds.
+func stuck(flows int) func(*session, time.Duration) ([]figure, error) {
+	return func(s *session, _ time.Duration) ([]figure, error) {
+		u0, err := s.usage()
+		if err != nil {
+			return nil, err
+		}
+		n := fmt.Sprint(flows)
+		far, err := generate(s.bed.Far, s.self, "tcp-deaf", ":"+port, n)
+		if err != nil {
+			return nil, err
+		}
+		defer far.stop()
+		target, err := generate(s.target.NS, s.self, "tcp-stuck", bed.FarAddr4+":"+port, n)
+		if err != nil {
+			return nil, err
+		}
+		defer target.stop()
+		u1, err := s.usage()
+		return []figure{
+			{metric: "all", value: float64(u1.RSS) / (1 << 20), unit: "MiB", less: true, cpu: u1.CPU - u0.CPU},
+			{metric: "each", value: float64(u1.RSS-u0.RSS) / 1024 / float64(flows), unit: "KiB", less: true},
+		}, err
+	}
 }
 
 // startup is the time from exec to exit of a command that does nothing, median of ten.

@@ -38,6 +38,7 @@ type options struct {
 	mtus     string
 	runs     int
 	length   time.Duration
+	flows    int
 	json     string
 	chart    string
 	markdown bool
@@ -69,6 +70,7 @@ func run() (int, error) {
 	flag.StringVar(&o.mtus, "mtu", "", "comma-separated tap `MTUs`: only cases with one of them (default: all)")
 	flag.IntVar(&o.runs, "runs", 3, "rounds")
 	secs := flag.Float64("secs", 2, "`seconds` of measurement a case")
+	flag.IntVar(&o.flows, "flows", 4000, "`number` of flows of the stuck-flows case")
 	flag.StringVar(&o.json, "json", "", "write all figures to this `file` as well")
 	flag.StringVar(&o.chart, "chart", "", "draw the headline figures to this SVG `file`; needs -json, and measures nothing if -cases is \"none\"")
 	flag.BoolVar(&o.markdown, "markdown", false, "print a Markdown table")
@@ -116,7 +118,7 @@ func run() (int, error) {
 // choose returns the cases that the options ask for.
 func choose(o options) ([]benchCase, error) {
 	var chosen []benchCase
-	for _, c := range cases(o.length) {
+	for _, c := range cases(o.length, o.flows) {
 		wanted := o.prefixes == ""
 		for p := range strings.SplitSeq(o.prefixes, ",") {
 			wanted = wanted || p != "" && strings.HasPrefix(c.name, p)

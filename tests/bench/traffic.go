@@ -14,8 +14,10 @@ import (
 	"strconv"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"fusilli/tests/bed"
@@ -151,6 +153,8 @@ func trafficMain(args []string) error {
 		"tcp-rr":     g.tcpRR,
 		"tcp-crr":    g.tcpCRR,
 		"tcp-idle":   g.tcpIdle,
+		"tcp-deaf":   g.tcpDeaf,
+		"tcp-stuck":  g.tcpStuck,
 		"udp-sink":   g.udpSink,
 		"udp-source": g.udpSource,
 		"udp-echo":   g.udpEcho,
@@ -383,6 +387,117 @@ func (g *generator) tcpIdle(addr string, n int) error {
 			return err
 		}
 		g.conns = append(g.conns, c)
+	}
+	return nil
+}
+
+const (
+	// stuckPorts is the number of connections to one port of a server that reads nothing: less than there
+	// are ephemeral ports.
+	stuckPorts = 20000
+	// stuckFor is how long no connection takes a byte before all are taken to be stuck.
+	stuckFor = time.Second
+)
+
+// tcpDeaf accepts connections for n flows, on as many ports as that takes, and never reads.
+func (g *generator) tcpDeaf(addr string, n int) error {
+	addrs, err := stuckAddrs(addr, n)
+	if err != nil {
+		return err
+	}
+	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
+		// What the kernel keeps for the peer is not what is measured.
+		return control(c, func(fd int) error { return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 4096) })
+	}}
+	lc.SetMultipathTCP(false)
+	for _, a := range addrs {
+		l, err := lc.Listen(context.Background(), "tcp", a)
+		if err != nil {
+			return err
+		}
+		go func() {
+			var conns []net.Conn
+			defer func() {
+				for _, c := range conns {
+					c.Close()
+				}
+			}()
+			for {
+				c, err := l.Accept()
+				if err != nil {
+					g.fail(err)
+					return
+				}
+				conns = append(conns, c)
+			}
+		}()
+	}
+	return nil
+}
+
+// stuckAddrs returns addr and the ports behind it.
+func stuckAddrs(addr string, n int) ([]string, error) {
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return nil, err
+	}
+	first, err := strconv.Atoi(port)
+	if err != nil {
+		return nil, err
+	}
+	var list []string
+	for i := 0; i*stuckPorts < n; i++ {
+		list = append(list, net.JoinHostPort(host, strconv.Itoa(first+i)))
+	}
+	return list, nil
+}
+
+// control calls f with the descriptor of c.
+func control(c syscall.RawConn, f func(fd int) error) (err error) {
+	if err2 := c.Control(func(fd uintptr) { err = f(int(fd)) }); err2 != nil {
+		return err2
+	}
+	return err
+}
+
+// tcpStuck opens n connections, and writes to all of them until none takes any more.
+func (g *generator) tcpStuck(addr string, n int) error {
+	addrs, err := stuckAddrs(addr, n)
+	if err != nil {
+		return err
+	}
+	d := net.Dialer{Timeout: dialLimit, Control: func(_, _ string, c syscall.RawConn) error {
+		return control(c, func(fd int) error { return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, 64<<10) })
+	}}
+	d.SetMultipathTCP(false)
+	var written atomic.Int64
+	b := make([]byte, 16<<10)
+	var dialling errgroup.Group
+	for i := range 8 {
+		dialling.Go(func() error {
+			for j := i; j < n; j += 8 {
+				c, err := d.Dial("tcp", addrs[j%len(addrs)])
+				if err != nil {
+					return fmt.Errorf("connection %d: %w", j, err)
+				}
+				go func() {
+					for err := error(nil); err == nil; {
+						var m int
+						m, err = c.Write(b)
+						written.Add(int64(m))
+					}
+					g.fail(err)
+				}()
+			}
+			return nil
+		})
+	}
+	if err := dialling.Wait(); err != nil {
+		return err
+	}
+	for last := int64(-1); last != written.Load(); {
+		last = written.Load()
+		time.Sleep(stuckFor)
 	}
 	return nil
 }
