@@ -79,26 +79,40 @@ type conn struct {
 // leaves the port closed. dst is where the requests go on the host.
 func Serve(env *flow.Env, port *flow.Port, dialer Dialer, dst netip.Addr) {
 	defer port.Close()
-	k := port.Key()
-	c := &conn{env: env, port: port, host: dst, v6: k.V6(), hops: defaultHops, last: -1, lastAt: flow.Now()}
-	if c.v6 {
-		c.pseudo = frame.PseudoSum(&k.Remote, &k.Guest, frame.ProtoICMPv6, 0)
-	}
-	fd, err := dialer.Ping(dst)
-	port.Opened()
-	if err != nil {
-		env.NoSocket(port, "No socket for echo requests", err)
-		refused(env.Log, dst, err)
-		return
-	}
-	c.fd = fd
-	if err := port.Open(fd, c.fromHost); err != nil {
-		env.NoSocket(port, "No socket for echo requests", err)
+	c := newConn(env, port, dst)
+	if !c.open(dialer) {
 		return
 	}
 	for c.step() {
 		port.Wait(true, 0)
 	}
+}
+
+// newConn returns the flow of port, whose requests go to dst.
+func newConn(env *flow.Env, port *flow.Port, dst netip.Addr) *conn {
+	k := port.Key()
+	c := &conn{env: env, port: port, host: dst, v6: k.V6(), hops: defaultHops, last: -1, lastAt: flow.Now()}
+	if c.v6 {
+		c.pseudo = frame.PseudoSum(&k.Remote, &k.Guest, frame.ProtoICMPv6, 0)
+	}
+	return c
+}
+
+// open makes the socket. It reports whether the flow goes on.
+func (c *conn) open(dialer Dialer) bool {
+	fd, err := dialer.Ping(c.host)
+	c.port.Opened()
+	if err != nil {
+		c.env.NoSocket(c.port, "No socket for echo requests", err)
+		refused(c.env.Log, c.host, err)
+		return false
+	}
+	c.fd = fd
+	if err := c.port.Open(fd, c.fromHost); err != nil {
+		c.env.NoSocket(c.port, "No socket for echo requests", err)
+		return false
+	}
+	return true
 }
 
 // lastWarning is when refused has warned, in flow.Time, for the whole process: what it warns of is

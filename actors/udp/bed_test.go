@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"runtime"
+	"sync"
 	"testing"
 	"time"
 
@@ -304,14 +305,19 @@ func portOf(c *net.UDPConn) uint16 { return c.LocalAddr().(*net.UDPAddr).AddrPor
 
 // pattern returns n bytes that differ from those of another seed.
 func pattern(n int, seed uint32) []byte {
-	b := make([]byte, n)
-	x := seed*2654435761 + 1
-	for i := range b {
-		x = x*1664525 + 1013904223
-		b[i] = byte(x >> 24)
-	}
+	b := bytes.Clone(noise()[seed*2654435761>>16:][:n])
 	if n >= 4 {
 		binary.BigEndian.PutUint32(b, seed)
 	}
 	return b
 }
+
+var noise = sync.OnceValue(func() []byte {
+	b := make([]byte, 1<<17)
+	x := uint32(1)
+	for i := range b {
+		x = x*1664525 + 1013904223
+		b[i] = byte(x >> 24)
+	}
+	return b
+})

@@ -6,13 +6,16 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
+	"sync"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"fusilli/actors/flow"
 	"fusilli/actors/sock"
-	"fusilli/internal/leaktest"
+	"fusilli/tapio"
 	"fusilli/tapio/frame"
 )
 
@@ -25,12 +28,14 @@ const (
 	opStranger        // somebody else does
 	opGone            // the peer goes away: datagrams are refused
 	opBack            // it comes back
+	opTime            // nothing happens for a while, if not for so long that the flow ends
+	opLink            // the link drops frames
 	numOps
 )
 
-// FuzzFlow has a guest, its peer, and strangers do anything with a flow that runs. Whatever arrives was sent
-// by who may send it, in this order and once; errors are about what the guest has sent; and afterwards the
-// flow carries datagrams both ways.
+// FuzzFlow has a guest, its peer, and strangers do anything with a flow, and the link lose frames. Whatever arrives
+// was sent by who may send it, in this order and once; errors are about what the guest has sent; and afterwards
+// the flow carries datagrams both ways. The actor is called, not run: all happens in one goroutine.
 func FuzzFlow(f *testing.F) {
 	for _, ops := range [][]byte{
 		{},
@@ -41,6 +46,7 @@ func FuzzFlow(f *testing.F) {
 		{opStranger, 10, 0, opGuest, 1, 0, opFlush, 0, 0, opStranger, 10, 0, opPeer, 10, 0, opStranger, 10, 0},
 		{opGuest, 10, 0x10, opGuest, 10, 0x25, opGuest, 10, 0x31, opFlush, 0, 0},
 		{1},
+		{opLink, 1, 0, opPeer, 10, 3, opTime, 0, 0, opPeer, 10, 0, opGuest, 5, 0, opTime, 0, 0, opGone, 0, 0, opTime, 0, 0},
 		{opGuest, 255, 0, opFlush, 0, 0, opPeer, 255, 0, opGone, 0, 0, opRow, 255, 20, opFlush, 0, 0, 1},
 	} {
 		f.Add(ops)
@@ -58,27 +64,81 @@ func FuzzFlow(f *testing.F) {
 // scene is who takes part in a run of FuzzFlow. All of it belongs to the test's goroutine.
 type scene struct {
 	*bed
+	c        *conn
 	peer     *net.UDPConn // nil while it is away
 	at       netip.AddrPort
 	flow     netip.AddrPort // the flow's address on the host
 	stranger *net.UDPConn
 	pending  [][]byte // frames of the guest's
 	id       uint32
-	markers  int // that the peer has sent
 	buf      []byte
+	drop     int // frames the link loses
 
 	fromGuest, fromPeer [][]byte // what may still arrive
 	sent                [][]byte // all of the guest's
+	heard               bool     // the guest has the marker
 }
 
+// sceneEnv is shared by all runs of a process, which each set its link.
+var sceneEnv = sync.OnceValue(func() *flow.Env {
+	e := &flow.Env{Log: nopLog, OurMAC: ourMAC, MTU: 1500, UDPTimeout: time.Hour, UDPStreamTimeout: time.Hour}
+	e.SetGuestMAC(guestMAC)
+	return e
+})
+
+var scenePool = sync.OnceValue(func() *flow.Pool { return flow.NewPool(64) })
+
 func newScene(t *testing.T, fam family) *scene {
-	leaktest.NothingLeft(t, patience)
 	s := &scene{peer: peer(t, fam), stranger: peer(t, fam), buf: make([]byte, 65536)}
 	s.at = s.peer.LocalAddr().(*net.UDPAddr).AddrPort()
-	s.bed = newBed(t, fam, s.at.Port(), options{})
-	s.bed.send([]byte("hello"))
+	s.bed = &bed{t: t, fam: fam, ttl: 64, env: sceneEnv(), pool: scenePool(), key: flow.Key{Guest: frame.AddrOf(fam.guest),
+		Remote: frame.AddrOf(fam.remote), GuestPort: 0, RemotePort: 40053, Proto: frame.ProtoUDP}}
+	s.env.Link = s
+	s.port = flow.NewPort(s.key)
+	s.c = newConn(s.env, s.port, netip.AddrPortFrom(fam.loopback, s.at.Port()))
+	s.c.dialer = &sock.Host{}
+	if !s.c.open() {
+		t.Fatal("flow does not open")
+	}
+	s.key.GuestPort = 40001 // the socket has any port that is free
+	s.c.hdr.init(s.env, &s.key)
+	s.c.key = &s.key
+	t.Cleanup(func() {
+		s.port.Close()
+		if n := s.pool.Out(); n != 0 {
+			t.Errorf("%d slabs were not given back", n)
+		}
+	})
+	s.hand(s.frameOf([]byte("hello"), 0))
 	s.flow = expect(t, s.peer, [][]byte{[]byte("hello")})
 	return s
+}
+
+// The link of the scene: its frames are seen in the call.
+
+func (s *scene) Read([]byte) (int, error)    { return 0, os.ErrClosed }
+func (s *scene) TryRead([]byte) (int, error) { return 0, nil }
+func (s *scene) Close() error                { return nil }
+
+func (s *scene) Write(f []byte) error {
+	if s.drop > 0 {
+		s.drop--
+		return tapio.ErrDropped
+	}
+	s.see(f)
+	return nil
+}
+
+// pump has the actor do all there is to do.
+func (s *scene) pump() {
+	for range 64 {
+		if !s.c.step() {
+			s.t.Fatal("the flow has ended")
+		}
+		if !s.c.fromHost() {
+			return
+		}
+	}
 }
 
 // next returns n bytes that nobody has sent yet.
@@ -126,6 +186,12 @@ func (s *scene) do(op, a, b byte) {
 		}
 	case opStranger:
 		s.stranger.WriteToUDPAddrPort(append([]byte("stranger"), s.next(n)...), s.flow)
+	case opTime:
+		// As if the alarm had gone off, which it does for nothing at times.
+		s.flush()
+		s.port.SetAlarm(flow.Now())
+	case opLink:
+		s.drop = int(a % 4)
 	case opGone:
 		if s.peer != nil {
 			s.flush()
@@ -135,6 +201,7 @@ func (s *scene) do(op, a, b byte) {
 	case opBack:
 		s.back()
 	}
+	s.pump()
 }
 
 func (s *scene) guestSends(f []byte, datagrams ...[]byte) {
@@ -160,6 +227,7 @@ func (s *scene) hand(frames ...[]byte) {
 			r.Release()
 		}
 	}
+	s.pump()
 }
 
 // back has the peer be there again.
@@ -187,23 +255,14 @@ func (s *scene) arrived(who string, d []byte, what *[][]byte) {
 	s.t.Fatalf("%s gets %d bytes that are not next: %x", who, len(d), d[:min(len(d), 32)])
 }
 
-// collect checks what has arrived by now.
+// collect checks what the peer has got by now.
 func (s *scene) collect() {
 	for s.peer != nil {
 		n, ok := s.try()
 		if !ok {
-			break
+			return
 		}
 		s.arrived("the peer", s.buf[:n], &s.fromGuest)
-	}
-	for {
-		select {
-		case f := <-s.frames:
-			s.see(f)
-			continue
-		default:
-		}
-		return
 	}
 }
 
@@ -268,6 +327,7 @@ func (s *scene) quoted(icmp []byte, hlen int) error {
 
 // conclude has both sides speak until they hear each other.
 func (s *scene) conclude() {
+	s.drop = 0
 	s.flush()
 	s.back()
 	marker := []byte("marker")
@@ -277,35 +337,25 @@ func (s *scene) conclude() {
 		if time.Now().After(end) {
 			s.t.Fatal("the peer does not hear the guest any more")
 		}
-		s.hand(s.frameOf(marker, 0))
-		s.peer.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+		s.hand(s.frameOf(marker, 0)) // errors about what was sent before may come first
 		for {
-			n, from, err := s.peer.ReadFromUDPAddrPort(s.buf)
-			if err != nil {
+			n, ok := s.try()
+			if !ok {
 				break
 			}
 			if heard = bytes.Equal(s.buf[:n], marker); heard {
-				s.flow = from
 				break
 			}
 			s.arrived("the peer", s.buf[:n], &s.fromGuest)
 		}
 	}
-	for len(s.fromPeer) > 0 || s.markers == 0 {
+	for !s.heard {
 		if time.Now().After(end) {
 			s.t.Fatal("the guest does not hear the peer any more")
 		}
 		s.peer.WriteToUDPAddrPort(marker, s.flow)
 		s.fromPeer = append(s.fromPeer, marker)
-		s.markers++
-		for wait := time.After(100 * time.Millisecond); len(s.fromPeer) > 0; {
-			select {
-			case f := <-s.frames:
-				s.see(f)
-				continue
-			case <-wait:
-			}
-			break
-		}
+		s.pump()
+		s.heard = len(s.fromPeer) == 0
 	}
 }
