@@ -48,7 +48,7 @@ type File struct {
 	f      *os.File
 	limit  int64 // bytes; 0: it is no regular file, and has no limit
 	origin time.Time
-	header string // first line, without what a rotation has added
+	header string // beginning of the first line, without what a rotation has added
 	move   bool   // blocks cannot be taken out
 	dirty  bool   // written to since the last Sync
 }
@@ -65,7 +65,7 @@ func NewFile(f *os.File, limit int64, origin time.Time) *File {
 	buf := make([]byte, maxHeader)
 	n, _ := f.ReadAt(buf, 0) // io.EOF as a rule
 	line, _, _ := bytes.Cut(buf[:n], []byte("\n"))
-	l.header = string(line)
+	l.header = string(line[:min(len(line), int(l.limit/16))]) // or a small file would have little else
 	return l
 }
 

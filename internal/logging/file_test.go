@@ -137,6 +137,28 @@ func TestFileRotates(t *testing.T) {
 	}
 }
 
+// TestFileWithALongFirstLine: a program whose path is long keeps the limit, too.
+func TestFileWithALongFirstLine(t *testing.T) {
+	const limit = 8192
+	for _, move := range []bool{false, true} {
+		f, err := CreateFile(filepath.Join(t.TempDir(), "log"), strings.Repeat("x", unix.PathMax))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		l := NewFile(f, limit, time.Now())
+		l.move = move
+		for range 20 {
+			if _, err := l.Write([]byte(strings.Repeat("y", limit/4) + "\n")); err != nil {
+				t.Fatal(err)
+			}
+			if st, err := f.Stat(); err != nil || st.Size() >= limit {
+				t.Fatalf("%d bytes, %v", st.Size(), err)
+			}
+		}
+	}
+}
+
 func TestFileCutsLongLines(t *testing.T) {
 	for _, move := range []bool{false, true} {
 		log, file, path := newLog(t, 40960, zap.NewAtomicLevel())
