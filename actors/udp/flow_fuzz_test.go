@@ -76,7 +76,8 @@ type scene struct {
 
 	fromGuest, fromPeer [][]byte // what may still arrive
 	sent                [][]byte // all of the guest's
-	heard               bool     // the guest has the marker
+	marker              []byte   // what the peer has sent last
+	heard               bool     // the guest has it
 }
 
 // sceneEnv is shared by all runs of a process, which each set its link.
@@ -249,6 +250,7 @@ func (s *scene) arrived(who string, d []byte, what *[][]byte) {
 	for i, w := range *what {
 		if bytes.Equal(d, w) {
 			*what = (*what)[i+1:]
+			s.heard = s.heard || s.marker != nil && bytes.Equal(d, s.marker)
 			return
 		}
 	}
@@ -349,13 +351,13 @@ func (s *scene) conclude() {
 			s.arrived("the peer", s.buf[:n], &s.fromGuest)
 		}
 	}
-	for !s.heard {
+	for n := 0; !s.heard; n++ {
 		if time.Now().After(end) {
 			s.t.Fatal("the guest does not hear the peer any more")
 		}
-		s.peer.WriteToUDPAddrPort(marker, s.flow)
-		s.fromPeer = append(s.fromPeer, marker)
+		s.marker = fmt.Appendf(nil, "marker %d", n)
+		s.peer.WriteToUDPAddrPort(s.marker, s.flow)
+		s.fromPeer = append(s.fromPeer, s.marker)
 		s.pump()
-		s.heard = len(s.fromPeer) == 0
 	}
 }
