@@ -3,12 +3,19 @@ package actors
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"io"
 	"net"
 	"net/netip"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
+	"fusilli/actors/flow"
+	"fusilli/actors/sock"
 	"fusilli/tapio/frame"
 )
 
@@ -85,8 +92,27 @@ func templates() [][]byte {
 	)
 }
 
-// sinks take what flows send to the host, and answer.
-type sinks struct{ tcp, udp uint16 }
+// What a sink does with what it gets.
+const (
+	echoes  = iota
+	resets  // at once
+	ends    // its own direction, and reads
+	holds   // reads nothing
+	floods  // sends much, reads nothing
+	forgets // reads, and answers nothing
+	numWays
+)
+
+// sinks take what flows send to the host, and do with it what the input says.
+type sinks struct {
+	tcp, udp uint16
+	calls    [2]*net.TCPListener // what calls the guest is accepted there
+	way      atomic.Uint32
+
+	mu    sync.Mutex
+	conns map[net.Conn]bool
+	wg    sync.WaitGroup
+}
 
 func newSinks(f *testing.F) *sinks {
 	l := listen(f, families[0])
@@ -95,22 +121,129 @@ func newSinks(f *testing.F) *sinks {
 		f.Skip(err) // the port is taken
 	}
 	f.Cleanup(func() { l6.Close() })
+	s := &sinks{tcp: portOf(l), conns: make(map[net.Conn]bool)}
 	for _, l := range []*net.TCPListener{l, l6} {
 		l.SetDeadline(time.Time{})
 		go func() {
 			for {
-				c, err := l.Accept()
+				c, err := l.AcceptTCP()
 				if err != nil {
 					return
 				}
-				go func() {
-					defer c.Close()
-					io.Copy(c, c)
-				}()
+				s.serve(c)
 			}
 		}()
 	}
-	return &sinks{portOf(l), echoUDP(f, families[0])}
+	for i := range s.calls {
+		s.calls[i] = listen(f, families[i])
+		s.calls[i].SetDeadline(time.Time{})
+	}
+	u, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(families[0].loopback, 0)))
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Cleanup(func() { u.Close() })
+	s.udp = u.LocalAddr().(*net.UDPAddr).AddrPort().Port()
+	go s.datagrams(u)
+	return s
+}
+
+// serve does to c what sinks do now.
+func (s *sinks) serve(c *net.TCPConn) {
+	s.mu.Lock()
+	s.conns[c] = true
+	s.mu.Unlock()
+	way := s.way.Load()
+	s.wg.Go(func() {
+		defer func() {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			delete(s.conns, c)
+			c.Close()
+		}()
+		switch way {
+		case echoes:
+			io.Copy(c, c)
+		case resets:
+			c.SetLinger(0)
+		case ends:
+			c.CloseWrite()
+			io.Copy(io.Discard, c)
+		case forgets:
+			io.Copy(io.Discard, c)
+		case floods:
+			for b := make([]byte, 64<<10); ; {
+				if _, err := c.Write(b); err != nil {
+					return
+				}
+			}
+		default:
+			raw, err := c.SyscallConn()
+			if err == nil { // until it is reset or closed
+				raw.Read(func(fd uintptr) bool { return sock.Poll(int(fd), 0) != 0 })
+			}
+		}
+	})
+}
+
+// end ends all connections of the sinks, which the engine has given up.
+func (s *sinks) end() {
+	s.mu.Lock()
+	for c := range s.conns {
+		c.SetDeadline(time.Unix(1, 0))
+	}
+	s.mu.Unlock()
+	s.wg.Wait()
+}
+
+// datagrams is serve for what comes to u.
+func (s *sinks) datagrams(u *net.UDPConn) {
+	for b := make([]byte, 65536); ; {
+		n, from, err := u.ReadFromUDPAddrPort(b)
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		switch s.way.Load() {
+		case echoes, ends:
+			u.WriteToUDPAddrPort(b[:n], from)
+		case floods:
+			for i := range 20 {
+				u.WriteToUDPAddrPort(b[:min(len(b)-1, n*i)], from)
+			}
+		}
+	}
+}
+
+// call makes a peer of the host's ask the guest for a connection, or send it datagrams.
+func (s *sinks) call(e *Engine, fam, guestPort, remotePort int, datagram bool) {
+	f := families[fam]
+	k := flow.Key{Guest: frame.AddrOf(f.guest()), Remote: frame.AddrOf(f.alias), GuestPort: uint16(guestPort), RemotePort: uint16(remotePort)}
+	if datagram {
+		if fd, _, err := (&sock.Host{}).UDP(0, netip.AddrPortFrom(families[0].loopback, s.udp)); err == nil {
+			e.AcceptUDP(fd, k, [][]byte{[]byte("first"), nil, make([]byte, 1000)})
+		}
+		return
+	}
+	l := s.calls[fam]
+	c, err := net.DialTCP("tcp", nil, l.Addr().(*net.TCPAddr))
+	if err != nil {
+		return
+	}
+	a, err := l.AcceptTCP()
+	if err != nil {
+		c.Close()
+		return
+	}
+	defer a.Close()
+	raw, err := a.SyscallConn()
+	if err == nil {
+		raw.Control(func(fd uintptr) {
+			if n, err := unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0); err == nil {
+				e.AcceptTCP(n, k)
+			}
+		})
+	}
+	s.serve(c)
 }
 
 // tame makes a frame that opens or uses a flow lead to the sinks, and nowhere else.
@@ -136,11 +269,13 @@ func (s *sinks) tame(b []byte) {
 }
 
 // FuzzEngine sends a running engine any frames: those of templates with some bytes changed and their ends
-// cut off, and plain bytes. Whatever comes, nothing panics, and everything is given back in the end.
+// cut off, and plain bytes; what they lead to on the host does anything, and asks the guest for connections as well.
+// Whatever comes, nothing panics, and everything is given back in the end.
 //
 // Input is a row of records: the number of a template, a number of changes, 0 or how many bytes to
 // cut off, and three bytes for each change, place and value. A number beyond the templates stands
-// for plain bytes; the second byte is their number then.
+// for plain bytes, and the second byte is their number then; but 254 for what the host does from now on, and 253
+// for a call of the host's, to a port and from one.
 func FuzzEngine(f *testing.F) {
 	frames := templates()
 	sinks := newSinks(f)
@@ -155,8 +290,13 @@ func FuzzEngine(f *testing.F) {
 	f.Add([]byte{255, 10, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10})
 	f.Add([]byte{255, 24, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x86, 0xdd})
 	f.Add([]byte{255, 0, 255, 1, 0})
+	for way := range byte(numWays) {
+		f.Add(append([]byte{254, way, 0}, all...))
+		f.Add([]byte{254, way, 0, 253, 208, 9, 253, 81, 9, 253, 7, 9, 3, 0, 0, 4, 0, 0})
+	}
 	f.Fuzz(func(t *testing.T, in []byte) {
 		e, link, _ := newEngine(&options{queue: 4096, maxFlows: 16})
+		sinks.way.Store(echoes)
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
 		go func() { done <- e.Run(ctx) }()
@@ -180,6 +320,16 @@ func FuzzEngine(f *testing.F) {
 		}()
 		for n := 0; len(in) >= 3 && n < 100; n++ {
 			var b []byte
+			switch in[0] {
+			case 254:
+				sinks.way.Store(uint32(in[1] % numWays))
+				in = in[3:]
+				continue
+			case 253: // the port of templates is 2000
+				sinks.call(e, int(in[1]&1), 1792+int(in[1]), int(in[2]), in[1]&6 == 6)
+				in = in[3:]
+				continue
+			}
 			if int(in[0]) < len(frames) {
 				b = append(b, frames[in[0]]...)
 				changes, cut := int(in[1]%8), int(in[2])
@@ -220,6 +370,7 @@ func FuzzEngine(f *testing.F) {
 		}
 		link.Close()
 		<-read
+		sinks.end()
 		c := e.Counters()
 		if c.Panics.Load() != 0 || e.Flows() != 0 || e.pool.Out() != 0 || e.env.Held.Used() != 0 {
 			t.Errorf("%d panics; %d flows, %d slabs, %d held bytes are left", c.Panics.Load(), e.Flows(), e.pool.Out(), e.env.Held.Used())
