@@ -139,6 +139,11 @@ func (s *stream) read(src *end, p *pipes) (n int, e unix.Errno) {
 			piped, s.bulk = false, false // to copy takes none
 			s.rest(p)
 		}
+		if e == 0 && n == 0 {
+			// The end; or an urgent byte, which the watch may not have told of yet, and the end behind it.
+			piped, s.bulk = false, false
+			s.rest(p)
+		}
 	}
 	if !piped {
 		if s.buf == nil {
