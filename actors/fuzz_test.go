@@ -111,7 +111,7 @@ type sinks struct {
 
 	mu    sync.Mutex
 	conns map[net.Conn]bool
-	wg    sync.WaitGroup
+	fewer sync.Cond // conns are
 }
 
 func newSinks(f *testing.F) *sinks {
@@ -122,6 +122,7 @@ func newSinks(f *testing.F) *sinks {
 	}
 	f.Cleanup(func() { l6.Close() })
 	s := &sinks{tcp: portOf(l), conns: make(map[net.Conn]bool)}
+	s.fewer.L = &s.mu
 	for _, l := range []*net.TCPListener{l, l6} {
 		l.SetDeadline(time.Time{})
 		go func() {
@@ -154,12 +155,13 @@ func (s *sinks) serve(c *net.TCPConn) {
 	s.conns[c] = true
 	s.mu.Unlock()
 	way := s.way.Load()
-	s.wg.Go(func() {
+	go func() {
 		defer func() {
 			s.mu.Lock()
 			defer s.mu.Unlock()
 			delete(s.conns, c)
 			c.Close()
+			s.fewer.Broadcast()
 		}()
 		switch way {
 		case echoes:
@@ -183,17 +185,19 @@ func (s *sinks) serve(c *net.TCPConn) {
 				raw.Read(func(fd uintptr) bool { return sock.Poll(int(fd), 0) != 0 })
 			}
 		}
-	})
+	}()
 }
 
 // end ends all connections of the sinks, which the engine has given up.
 func (s *sinks) end() {
 	s.mu.Lock()
-	for c := range s.conns {
-		c.SetDeadline(time.Unix(1, 0))
+	defer s.mu.Unlock()
+	for len(s.conns) > 0 {
+		for c := range s.conns {
+			c.SetDeadline(time.Unix(1, 0))
+		}
+		s.fewer.Wait()
 	}
-	s.mu.Unlock()
-	s.wg.Wait()
 }
 
 // datagrams is serve for what comes to u.
