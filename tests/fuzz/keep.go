@@ -13,9 +13,9 @@ import (
 )
 
 const (
-	keepFiles = 32       // inputs of a target in the tree
-	keepBytes = 2 << 10  // bytes of each, written as Go does
-	keepTotal = 24 << 10 // and of all of a target
+	keepFiles = 16      // inputs of a target in the tree
+	keepBytes = 2 << 10 // bytes of each, written as Go does
+	keepTotal = 8 << 10 // and of all of a target
 )
 
 // input is a file of a corpus.
