@@ -154,7 +154,7 @@ func (c *fuzzConn) do(op byte, who int, n byte) {
 			c.written[who] += max(n, 0)
 		}
 	case opUrgent:
-		if !c.ended[who] {
+		if !c.ended[who] && c.written[who] < len(fuzzStream()) {
 			n, _ := unix.SendmsgN(fd, fuzzStream()[c.written[who]:][:1], nil, nil, unix.MSG_OOB|unix.MSG_NOSIGNAL)
 			c.written[who] += max(n, 0)
 		}
