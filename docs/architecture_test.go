@@ -26,7 +26,7 @@ var layers = [][]string{
 	{"actors/tcp", "actors/udp", "actors/icmp", "actors/forward", "splice", "autodetect", "internal/netconf", "internal/unixsock", "tapio/vhost"},
 	{"actors/flow", "actors/dhcp", "actors/dhcpv6", "actors/neigh", "internal/process"},
 	{"actors/frag", "actors/rules", "actors/sock", "autodetect/ports", "autodetect/rtnl", "config", "tapio",
-		"internal/sandbox", "internal/logging", "internal/dnsname"},
+		"internal/sandbox", "internal/restart", "internal/logging", "internal/dnsname"},
 	{"tapio/frame"},
 }
 
