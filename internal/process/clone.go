@@ -5,12 +5,15 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"runtime"
 	"strconv"
 	"syscall"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"fusilli/internal/restart"
 )
 
 // keptCaps are the capabilities a translator may need whoever it runs as: to enter and
@@ -23,7 +26,7 @@ const keptCaps = 1<<unix.CAP_SYS_ADMIN | 1<<unix.CAP_NET_ADMIN |
 // knows are refused, which does no harm.
 const maxCap = 63
 
-// clone says how a translator comes to be: this executable, started again.
+// clone says how a translator comes to be: this program, begun anew (package restart).
 type clone struct {
 	link *os.File // becomes linkFD of the new process
 
@@ -50,11 +53,17 @@ type clone struct {
 
 	// procs is how many of its threads run Go code at a time; 0 is Go's choice.
 	procs int
+
+	// exposed is set by start where the process had to execute this program instead: why, unless it
+	// is that it is linked with a C library, which package sandbox says. The root of its user
+	// namespace may look into the process then.
+	exposed error
 }
 
 // Steps of the child that can fail, as told to the parent.
 const (
-	stepExec = iota
+	stepExec    = iota
+	stepRestart // no failure: it executes a program instead
 	stepMaps
 	stepHolder
 	stepGroup
@@ -66,7 +75,8 @@ const (
 	stepLink
 )
 
-// childReport is what the child writes to a pipe: its successor's PID, that of a holder, or what failed.
+// childReport is what the child writes to a pipe: its successor's PID, that of a holder, or what
+// failed.
 type childReport struct {
 	pid    uintptr
 	holder uintptr
@@ -74,8 +84,7 @@ type childReport struct {
 	errno  syscall.Errno
 }
 
-// start starts the process and returns when it executes this program. The child is the
-// caller's, who waits for it.
+// start starts the process and returns when it begins. The child is the caller's, who waits for it.
 func (c *clone) start() (pid int, err error) {
 	report, low, err := os.Pipe()
 	if err != nil {
@@ -98,8 +107,12 @@ func (c *clone) start() (pid int, err error) {
 	if err != nil {
 		return 0, err
 	}
+	if p.image, err = restart.Prepare(os.Args, c.environ(stageBegun), linkFD+1); err != nil && !errors.Is(err, restart.ErrCgo) {
+		c.exposed = err
+	}
+	defer p.image.Close()
 	syscall.ForkLock.Lock()
-	first, errno := cloneExec(p)
+	first, errno := cloneSelf(p)
 	syscall.ForkLock.Unlock()
 	runtime.KeepAlive(c)
 	reported.Close()
@@ -110,7 +123,7 @@ func (c *clone) start() (pid int, err error) {
 		return 0, fmt.Errorf("clone: %w", errno)
 	}
 
-	// Reports come from each process that does not get to execute a program; at the end of
+	// Reports come from each process that does not get to begin a program; at the end of
 	// file, none is left to fail.
 	var r childReport
 	for {
@@ -125,7 +138,11 @@ func (c *clone) start() (pid int, err error) {
 		if next.holder != 0 {
 			c.holderPID = int(next.holder)
 		}
-		if next.errno != 0 {
+		switch {
+		case next.errno == 0:
+		case next.step == stepRestart:
+			c.exposed = next.errno
+		default:
 			r.step, r.errno = next.step, next.errno
 		}
 	}
@@ -188,6 +205,8 @@ const selfPath = "/proc/self/exe"
 
 // prepared is a clone as the child needs it: memory that is allocated already.
 type prepared struct {
+	image      *restart.Image // or nil
+	name       *byte
 	path       *byte
 	argv, envv []*byte
 	link       uintptr
@@ -213,13 +232,16 @@ func (c *clone) prepare(link, reported *os.File) (*prepared, error) {
 		flags:   c.flags,
 	}
 	var err error
+	if p.name, err = syscall.BytePtrFromString(filepath.Base(os.Args[0])); err != nil {
+		return nil, err
+	}
 	if p.path, err = syscall.BytePtrFromString(selfPath); err != nil {
 		return nil, err
 	}
 	if p.argv, err = syscall.SlicePtrFromStrings(os.Args); err != nil {
 		return nil, err
 	}
-	if p.envv, err = syscall.SlicePtrFromStrings(c.environ()); err != nil {
+	if p.envv, err = syscall.SlicePtrFromStrings(c.environ(stageExecuted)); err != nil {
 		return nil, err
 	}
 	if c.mapped {
@@ -240,8 +262,8 @@ func (c *clone) prepare(link, reported *os.File) (*prepared, error) {
 var translatorVariables = []string{"TZ", "GORACE", "GOTRACEBACK", "GOCOVERDIR", FilterVariable}
 
 // environ is the environment of a translator, which has no use for its caller's.
-func (c *clone) environ() []string {
-	env := []string{StageVariable + "=1"}
+func (c *clone) environ(stage string) []string {
+	env := []string{StageVariable + "=" + stage}
 	if c.procs > 0 {
 		// To change it when the program runs is to stop it, which takes 1 ms or more.
 		env = append(env, "GOMAXPROCS="+strconv.Itoa(c.procs))
@@ -263,11 +285,11 @@ func afterFork()
 //go:linkname afterForkInChild syscall.runtime_AfterForkInChild
 func afterForkInChild()
 
-// cloneExec clones this process and executes p in the child. It returns in the parent
+// cloneSelf clones this process, and begins the program anew in the child. It returns in the parent
 // only; what fails in the child is written to p.report.
 //
-// The child has one thread and a copy of a heap whose owners are gone. Until it executes
-// a program it must not allocate, grow its stack, be preempted or take a lock: all it
+// The child has one thread and a copy of a heap whose owners are gone. Until the program begins
+// it must not allocate, grow its stack, be preempted or take a lock: all it
 // needs is declared here and in p, signals are blocked by beforeFork, and it calls
 // nothing but raw system calls. Package syscall starts processes in the same way; its
 // own function cannot be used because it enters no namespace.
@@ -275,7 +297,7 @@ func afterForkInChild()
 //go:noinline
 //go:norace
 //go:nocheckptr
-func cloneExec(p *prepared) (pid uintptr, errno syscall.Errno) {
+func cloneSelf(p *prepared) (pid uintptr, errno syscall.Errno) {
 	var (
 		r    childReport
 		head unix.CapUserHeader
@@ -284,7 +306,7 @@ func cloneExec(p *prepared) (pid uintptr, errno syscall.Errno) {
 	)
 
 	beforeFork()
-	pid, _, errno = syscall.RawSyscall6(unix.SYS_CLONE, p.start|uintptr(syscall.SIGCHLD), 0, 0, 0, 0, 0)
+	pid, errno = rawClone(p.start)
 	if errno != 0 || pid != 0 {
 		afterFork()
 		return pid, errno
@@ -292,6 +314,8 @@ func cloneExec(p *prepared) (pid uintptr, errno syscall.Errno) {
 	afterForkInChild()
 
 	if p.start != 0 {
+		// The id maps belong to the real root while we are not dumpable.
+		syscall.RawSyscall6(unix.SYS_PRCTL, unix.PR_SET_DUMPABLE, 1, 0, 0, 0, 0)
 		r.step = stepMaps
 		if r.errno = overwrite(pathUIDMap, p.uidMap); r.errno != 0 {
 			goto fail
@@ -331,11 +355,11 @@ func cloneExec(p *prepared) (pid uintptr, errno syscall.Errno) {
 			goto fail
 		}
 	}
+	// The launcher is not, but a change of credentials has it as the system wants.
+	syscall.RawSyscall6(unix.SYS_PRCTL, unix.PR_SET_DUMPABLE, 0, 0, 0, 0, 0)
 	if p.holder != nil {
-		// Or the launcher could not look at the holder's namespaces, if the user is another one here.
-		syscall.RawSyscall6(unix.SYS_PRCTL, unix.PR_SET_DUMPABLE, 1, 0, 0, 0, 0)
 		r.step = stepHolder
-		pid, _, r.errno = syscall.RawSyscall6(unix.SYS_CLONE, unix.CLONE_NEWPID|unix.CLONE_PARENT|uintptr(syscall.SIGCHLD), 0, 0, 0, 0, 0)
+		pid, r.errno = rawClone(unix.CLONE_NEWPID | unix.CLONE_PARENT)
 		if r.errno != 0 {
 			goto fail
 		}
@@ -353,7 +377,7 @@ func cloneExec(p *prepared) (pid uintptr, errno syscall.Errno) {
 	}
 	if p.flags&unix.CLONE_NEWPID != 0 { // a process cannot change its own
 		r.step = stepClone
-		pid, _, r.errno = syscall.RawSyscall6(unix.SYS_CLONE, p.flags|unix.CLONE_PARENT|uintptr(syscall.SIGCHLD), 0, 0, 0, 0, 0)
+		pid, r.errno = rawClone(p.flags | unix.CLONE_PARENT)
 		if r.errno != 0 {
 			goto fail
 		}
@@ -363,10 +387,12 @@ func cloneExec(p *prepared) (pid uintptr, errno syscall.Errno) {
 		}
 	}
 
-	// It is prepared for a sandbox: the bounding set is empty, what is not in keptCaps can never be had
-	// again, and no program gives rights. What is permitted of keptCaps is to survive the execution of a
-	// program by a user that is not root here. All of this may fail without harm: then nothing was
-	// permitted, and whoever needs it gets told.
+	// It is prepared for a sandbox: the bounding set is empty, what is not in keptCaps is given up
+	// and can never be had again, and no program gives rights. What is left survives the execution
+	// of a program, too, by a user that is not root here. All of this may fail without harm: then
+	// nothing was permitted, and whoever needs it gets told. What is inheritable must be in the
+	// bounding set when it becomes so, and to empty that set takes one of the capabilities that are
+	// given up.
 	head.Version = unix.LINUX_CAPABILITY_VERSION_3
 	syscall.RawSyscall6(unix.SYS_CAPGET, uintptr(unsafe.Pointer(&head)), uintptr(unsafe.Pointer(&caps[0])), 0, 0, 0, 0)
 	caps[0].Inheritable = caps[0].Permitted & keptCaps
@@ -375,11 +401,15 @@ func cloneExec(p *prepared) (pid uintptr, errno syscall.Errno) {
 	for bit = 0; bit <= maxCap; bit++ {
 		syscall.RawSyscall6(unix.SYS_PRCTL, unix.PR_CAPBSET_DROP, bit, 0, 0, 0, 0)
 	}
+	caps[0].Permitted, caps[0].Effective = caps[0].Inheritable, caps[0].Inheritable
+	caps[1] = unix.CapUserData{}
+	syscall.RawSyscall6(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&head)), uintptr(unsafe.Pointer(&caps[0])), 0, 0, 0, 0)
 	for bit = 0; bit < 32; bit++ {
 		if caps[0].Inheritable&(1<<bit) != 0 {
 			syscall.RawSyscall6(unix.SYS_PRCTL, unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_RAISE, bit, 0, 0, 0)
 		}
 	}
+	syscall.RawSyscall6(unix.SYS_PRCTL, unix.PR_SET_KEEPCAPS, 0, 0, 0, 0, 0)
 	r.step = stepPrivs
 	if _, _, r.errno = syscall.RawSyscall6(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0, 0); r.errno != 0 {
 		goto fail
@@ -387,6 +417,11 @@ func cloneExec(p *prepared) (pid uintptr, errno syscall.Errno) {
 	r.step = stepLink
 	if _, _, r.errno = syscall.RawSyscall6(unix.SYS_DUP3, p.link, linkFD, 0, 0, 0, 0); r.errno != 0 {
 		goto fail
+	}
+	syscall.RawSyscall6(unix.SYS_PRCTL, unix.PR_SET_NAME, uintptr(unsafe.Pointer(p.name)), 0, 0, 0, 0)
+	if p.image != nil {
+		r.step, r.errno = stepRestart, p.image.Begin()
+		syscall.RawSyscall6(unix.SYS_WRITE, p.report, uintptr(unsafe.Pointer(&r)), unsafe.Sizeof(r), 0, 0, 0)
 	}
 	r.step = stepExec
 	_, _, r.errno = syscall.RawSyscall6(unix.SYS_EXECVE, uintptr(unsafe.Pointer(p.path)),

@@ -501,15 +501,16 @@ func comm(pid int) string {
 	return strings.TrimSuffix(string(text), "\n")
 }
 
-// translatorOf waits until the program c runs has a translator that took its name. Before
-// that there are children that have executed nothing, and look like their parent.
+// translatorOf waits until the program c runs has a translator. Before that there are
+// children that have begun no program, and look like their parent.
 func (b *bed) translatorOf(c *exec.Cmd) int {
 	b.t.Helper()
 	pid := 0
 	b.eventually("there is a translator", func() bool {
 		for _, child := range b.children(c) {
 			environ, _ := os.ReadFile(fmt.Sprintf("/proc/%d/environ", child))
-			if comm(child) == "program" && bytes.Contains(environ, []byte(process.StageVariable)) {
+			begun := len(environ) > 0 && len(bytes.Trim(environ, "\x00")) == 0 // or it has executed a program
+			if comm(child) == "program" && (begun || bytes.Contains(environ, []byte(process.StageVariable))) {
 				pid = child
 			}
 		}

@@ -1,6 +1,7 @@
 package process
 
 import (
+	"runtime"
 	"syscall"
 	"unsafe"
 
@@ -12,6 +13,28 @@ type preparedHolder struct {
 	link     uintptr // above linkFD
 	hostName string
 	command  preparedCommand
+
+	// What it reports once: the report, and a descriptor of its network namespace.
+	report  holderReport
+	files   [holderFiles]byte // control message
+	iov     unix.Iovec        // report
+	message unix.Msghdr       // iov and files
+}
+
+// holderFiles is the size of a control message with one descriptor.
+const holderFiles = unix.SizeofCmsghdr + 8 // as aligned
+
+// compose makes ready what it reports. All of it is at the same place in a fork.
+func (p *preparedHolder) compose() {
+	head := (*unix.Cmsghdr)(unsafe.Pointer(&p.files))
+	head.Level, head.Type = unix.SOL_SOCKET, unix.SCM_RIGHTS
+	head.SetLen(unix.CmsgLen(4))
+	p.iov.Base = (*byte)(unsafe.Pointer(&p.report))
+	p.iov.SetLen(int(unsafe.Sizeof(p.report)))
+	p.message.Iov = &p.iov
+	p.message.SetIovlen(1)
+	p.message.Control = &p.files[0]
+	p.message.SetControllen(unix.CmsgSpace(4))
 }
 
 // Strings as the kernel wants them, at their place in the program.
@@ -19,6 +42,7 @@ const (
 	pathUIDMap    = "/proc/self/uid_map\x00"
 	pathGIDMap    = "/proc/self/gid_map\x00"
 	pathSetgroups = "/proc/self/setgroups\x00"
+	pathNetNS     = "/proc/self/ns/net\x00"
 	pathPing      = "/proc/sys/net/ipv4/ping_group_range\x00"
 	pathRoot      = "/\x00"
 	pathProc      = "/proc\x00"
@@ -42,6 +66,19 @@ func raw(nr, a1, a2, a3, a4, a5 uintptr) syscall.Errno {
 //go:nosplit
 func bytesOf(s string) uintptr { return uintptr(unsafe.Pointer(unsafe.StringData(s))) }
 
+// rawClone is a fork with flags.
+//
+//go:nosplit
+//go:norace
+func rawClone(flags uintptr) (pid uintptr, errno syscall.Errno) {
+	if runtime.GOARCH == "s390x" { // the stack comes first
+		pid, _, errno = syscall.RawSyscall6(unix.SYS_CLONE, 0, flags|uintptr(syscall.SIGCHLD), 0, 0, 0, 0)
+		return pid, errno
+	}
+	pid, _, errno = syscall.RawSyscall6(unix.SYS_CLONE, flags|uintptr(syscall.SIGCHLD), 0, 0, 0, 0, 0)
+	return pid, errno
+}
+
 // overwrite writes text to the file at path, which ends with a NUL.
 //
 //go:nosplit
@@ -58,12 +95,13 @@ func overwrite(path, text string) syscall.Errno {
 	return errno
 }
 
-// hold is the holder, a child of cloneExec's in a new PID namespace: it creates the other namespaces,
-// makes them habitable, waits until it is released, and executes the command. It tells of all that on
-// its end of the link, which becomes its only descriptor beside the standard streams.
+// hold is the holder, a child of cloneSelf's in a new PID namespace: it creates the other
+// namespaces, makes them habitable, waits until it is released, and executes the command. It tells
+// of all that on its end of the link, which becomes its only descriptor beside the standard
+// streams.
 //
 // A holder could be this program, executed again; but to start Go's runtime and all packages takes
-// longer than all it has to do. What is said at cloneExec about the child is true of this one.
+// longer than all it has to do. What is said at cloneSelf about the child is true of this one.
 //
 //go:nosplit
 //go:norace
@@ -78,8 +116,8 @@ func hold(p *preparedHolder) {
 		i      int
 	)
 
-	// The launcher's end kills us, as the system has it or, should it have come before, as the end of
-	// the link: no copy of its other end may stay open here.
+	// The launcher's end kills us, as the system has it or, should it have come before, as the end
+	// of the link: no copy of its other end may stay open here.
 	raw(unix.SYS_PRCTL, unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0)
 	raw(unix.SYS_DUP3, p.link, linkFD, unix.O_CLOEXEC, 0, 0)
 	if raw(unix.SYS_CLOSE_RANGE, linkFD+1, 1<<32-1, 0, 0, 0) != 0 { // before Linux 5.9
@@ -92,6 +130,12 @@ func hold(p *preparedHolder) {
 	if r.errno = raw(unix.SYS_UNSHARE, commandNamespaces, 0, 0, 0, 0); r.errno != 0 {
 		goto fail
 	}
+	n, _, r.errno = syscall.RawSyscall6(unix.SYS_OPENAT, unix.AT_FDCWD&(1<<32-1), bytesOf(pathNetNS), unix.O_RDONLY|unix.O_CLOEXEC, 0, 0, 0)
+	if r.errno != 0 {
+		r.stage = stageNetNS
+		goto fail
+	}
+	*(*int32)(unsafe.Pointer(&p.files[unix.SizeofCmsghdr])) = int32(n)
 	// Without a user namespace of our own, mounts would show up outside.
 	r.missed.proc = raw(unix.SYS_MOUNT, bytesOf(noText), bytesOf(pathRoot), bytesOf(noText), unix.MS_SLAVE|unix.MS_REC, 0)
 	if r.missed.proc == 0 {
@@ -100,7 +144,9 @@ func hold(p *preparedHolder) {
 	}
 	r.missed.ping = overwrite(pathPing, "0 0")
 	r.missed.name = raw(unix.SYS_SETHOSTNAME, bytesOf(p.hostName), uintptr(len(p.hostName)), 0, 0, 0)
-	raw(unix.SYS_WRITE, linkFD, uintptr(unsafe.Pointer(&r)), unsafe.Sizeof(r), 0, 0)
+	p.report = r
+	raw(unix.SYS_SENDMSG, linkFD, uintptr(unsafe.Pointer(&p.message)), unix.MSG_NOSIGNAL, 0, 0)
+	raw(unix.SYS_CLOSE, n, 0, 0, 0, 0)
 
 	for {
 		n, _, r.errno = syscall.RawSyscall6(unix.SYS_READ, linkFD, uintptr(unsafe.Pointer(&word)), unsafe.Sizeof(word), 0, 0, 0)

@@ -18,8 +18,8 @@ const maxHostName = 64 // HOST_NAME_MAX
 // that runs hold until it executes the command.
 type holder struct {
 	*child
-	furnished bool
-	missed    furnishing
+	netNS  *os.File // of the namespaces, once they are there
+	missed furnishing
 }
 
 // furnishing is what could not be done to make namespaces habitable. Nothing in it is worth failing
@@ -29,6 +29,7 @@ type furnishing struct{ proc, ping, name syscall.Errno }
 // Stages of a holder. What it reports in one of them is a failure if there is an error number with it.
 const (
 	stageNamespaces uintptr = iota // create and furnish them
+	stageNetNS                     // open its network namespace for the launcher
 	stageCommand                   // after the release: execute the command
 )
 
@@ -52,12 +53,13 @@ func (l *launcher) prepareHolder(theirs *os.File) (*preparedHolder, *os.File, er
 	}
 	forgetFiles()
 	p := &preparedHolder{link: link.Fd(), hostName: hostName(l.spec.HostName, l.log), command: *command}
+	p.compose()
 	return p, link, nil
 }
 
 // await waits until the namespaces are there, or a failure.
 func (h *holder) await() error {
-	for !h.furnished {
+	for h.netNS == nil {
 		if err := h.receive(0); err != nil {
 			return err
 		}
@@ -81,16 +83,23 @@ var errNoReport = errors.New("the first process of the namespaces was killed")
 func (h *holder) receive(flags int) error {
 	var r holderReport
 	raw := unsafe.Slice((*byte)(unsafe.Pointer(&r)), unsafe.Sizeof(r))
-	n, _, err := recvmsg(int(h.link.Fd()), raw, nil, flags)
+	var oob [holderFiles]byte
+	n, oobn, err := recvmsg(int(h.link.Fd()), raw, oob[:], flags)
 	switch {
 	case err != nil || n != len(raw):
 		return errNoReport
+	case r.errno != 0 && r.stage == stageNetNS:
+		return Failf("Couldn't open network namespace: %s", Reason(r.errno))
 	case r.errno != 0 && r.stage == stageCommand:
 		return Failf("Failed to start command or shell: %s", Reason(r.errno))
 	case r.errno != 0:
 		return Failf("Couldn't create namespaces: %s", Reason(r.errno))
 	}
-	h.furnished, h.missed = true, r.missed
+	fds, err := rights(oob[:oobn])
+	if err != nil || len(fds) != 1 {
+		return errNoReport
+	}
+	h.netNS, h.missed = os.NewFile(uintptr(fds[0]), fdNetNS), r.missed
 	return nil
 }
 

@@ -80,8 +80,8 @@ type child struct {
 	err     error
 }
 
-// watch has done closed when the child has ended. The first os.Process of a program takes 2 ms, so this
-// is for later than its start.
+// watch has done closed when the child has ended. The first os.Process of a program takes 2 ms, so
+// this is for later than its start.
 func (c *child) watch() error {
 	p, err := os.FindProcess(c.pid)
 	if err != nil {
@@ -199,8 +199,8 @@ func (l *launcher) begin() error {
 	return l.beginAttached()
 }
 
-// beginCommand starts the holder, which creates the command's namespaces, and the translator that joins
-// them.
+// beginCommand starts the holder, which creates the command's namespaces, and the translator that
+// joins them.
 func (l *launcher) beginCommand() error {
 	if l.change && !l.spec.KeepUserNS {
 		// From here on all is as if that user had started us.
@@ -237,11 +237,7 @@ func (l *launcher) beginCommand() error {
 		return err
 	}
 	l.holder.missed.warn(l.log)
-	netNS, err := l.openNetNS(fmt.Sprintf("/proc/%d/ns/net", l.holder.pid))
-	if err != nil {
-		return err
-	}
-	return l.greet(netNS)
+	return l.greet(l.keep(l.holder.netNS))
 }
 
 // beginAlone starts a translator that joins no network namespace.
@@ -346,8 +342,8 @@ func (e *openError) Error() string {
 
 func (e *openError) Unwrap() error { return e.err }
 
-// startTranslator starts the translator as c says, which lacks what is the same in all forms. It goes on
-// when it is greeted.
+// startTranslator starts the translator as c says, which lacks what is the same in all forms. It
+// goes on when it is greeted.
 func (l *launcher) startTranslator(c *clone) error {
 	ours, theirs, err := newLink()
 	if err != nil {
@@ -367,6 +363,9 @@ func (l *launcher) startTranslator(c *clone) error {
 		return err
 	}
 	l.translator = &child{pid: pid, link: ours}
+	if c.exposed != nil {
+		l.log.Warn("Other processes of the user may look into the translator: it could not be begun without execve: " + Reason(c.exposed))
+	}
 	return nil
 }
 
@@ -500,8 +499,8 @@ func (l *launcher) answered(a answer) error {
 	return nil
 }
 
-// exit reports an event of the descriptor that ends everything, if there is one. What poll(2) cannot
-// wait for is an event, too.
+// exit reports an event of the descriptor that ends everything, if there is one. What poll(2)
+// cannot wait for is an event, too.
 func (l *launcher) exit() <-chan struct{} {
 	if l.spec.Exit == nil {
 		return nil

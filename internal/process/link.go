@@ -18,6 +18,12 @@ import (
 // out of it before anything else happens. No command ever sees it.
 const StageVariable = "FUSILLI_STAGE"
 
+// Values of StageVariable.
+const (
+	stageBegun    = "1"
+	stageExecuted = "2" // where the program could not be begun without that
+)
+
 // FilterVariable is for developers: what happens at a system call that a translator is not
 // allowed, one of the actions of package sandbox. It is main that reads it.
 const FilterVariable = "FUSILLI_SECCOMP"
@@ -232,11 +238,18 @@ func (s *Start) File(name string) (*os.File, bool) {
 	return os.NewFile(uintptr(fd), name), true
 }
 
-// Begin finds out which part this process has, and takes the trace of it out of the
-// environment. A launcher gives up what capabilities it does not need. Begin is to be called once,
-// before descriptors are closed or opened.
+// Begin finds out which part this process has, and takes the trace of it out of the environment. A
+// launcher gives up what capabilities it does not need. From here on, no process of the same user
+// may look into this one. Begin is to be called once, before descriptors are closed or opened.
 func Begin() (*Start, error) {
-	if _, staged := os.LookupEnv(StageVariable); !staged {
+	stage, staged := os.LookupEnv(StageVariable)
+	if stage == stageExecuted {
+		showName()
+	}
+	if err := sandbox.Hide(); err != nil {
+		return nil, err
+	}
+	if !staged {
 		if err := sandbox.Shed(); err != nil {
 			return nil, err
 		}

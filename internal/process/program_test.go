@@ -1,3 +1,9 @@
+// As in package main: the translator under test may make no other system calls.
+//
+//go:debug containermaxprocs=0
+//go:debug updatemaxprocs=0
+//go:debug decoratemappings=0
+
 package process_test
 
 import (
@@ -12,6 +18,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -105,6 +112,14 @@ func program(text string) int {
 }
 
 func (p *plan) translate(ctx context.Context, env *process.Env) error {
+	// As any that opens something to wait for, which has Go's runtime make ready to wait. Once
+	// ready, it may not.
+	r, w, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	r.Close()
+	w.Close()
 	if p.Facts != "" {
 		if err := writeFacts(p.Facts, env); err != nil {
 			return err
@@ -317,17 +332,36 @@ func (b *bed) command(argv ...string) *exec.Cmd {
 	return c
 }
 
-// binary is a copy of this test binary where everybody can execute it.
+// plain is this test built without a C library, or what it is where there is the race detector: one
+// executes itself again, the other begins anew.
+var plain = sync.OnceValues(func() (text []byte, err error) {
+	path, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	if !raceEnabled {
+		dir, err := os.MkdirTemp("", "fusilli-process-build-")
+		if err != nil {
+			return nil, err
+		}
+		defer os.RemoveAll(dir)
+		path = filepath.Join(dir, "program")
+		c := exec.Command("go", "test", "-c", "-o", path, ".")
+		c.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := c.CombinedOutput(); err != nil {
+			return nil, fmt.Errorf("go test -c: %w: %s", err, out)
+		}
+	}
+	return os.ReadFile(path)
+})
+
+// binary is a copy of plain where everybody can execute it.
 func (b *bed) binary() string {
 	path := b.path("program")
 	if _, err := os.Stat(path); err == nil {
 		return path
 	}
-	self, err := os.Executable()
-	if err != nil {
-		b.t.Fatal(err)
-	}
-	text, err := os.ReadFile(self)
+	text, err := plain()
 	if err != nil {
 		b.t.Fatal(err)
 	}

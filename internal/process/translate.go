@@ -53,7 +53,6 @@ func Translate(start *Start, spec Spec, log *logging.Logger, run func(context.Co
 	signal.Notify(signals, unix.SIGTERM, unix.SIGQUIT)
 	defer signal.Stop(signals)
 	signal.Ignore(unix.SIGPIPE)
-	showName()
 	raiseFiles()
 
 	env := &Env{spec: spec, start: start, log: log}
@@ -91,8 +90,8 @@ func Translate(start *Start, spec Spec, log *logging.Logger, run func(context.Co
 	return 0
 }
 
-// showName gives the process the name it was called by. The one the kernel made up from
-// selfPath tells users nothing, and they look for processes by name.
+// showName gives a process that has executed selfPath the name it was called by. The one the
+// kernel made up from the path tells users nothing, and they look for processes by name.
 func showName() {
 	name := filepath.Base(os.Args[0])
 	os.WriteFile("/proc/self/comm", []byte(name), 0) // a name is not worth failing for

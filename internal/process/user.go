@@ -8,6 +8,8 @@ import (
 
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
+
+	"fusilli/internal/sandbox"
 )
 
 // User is a numeric user and group, as seen in the namespace of the launcher.
@@ -52,11 +54,5 @@ func become(u User) error {
 	if err := syscall.Setresuid(u.UID, u.UID, u.UID); err != nil {
 		return Failf("Can't set UID to %d", u.UID)
 	}
-	// A process that changed its user does not own its files in /proc any more, and
-	// children that have not executed a program yet inherit that: their id maps could
-	// not be written.
-	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 1, 0, 0, 0); err != nil {
-		return Failf("Can't own /proc/self after the change of user: %s", Reason(err))
-	}
-	return nil
+	return sandbox.Hide() // the change has made it as the system wants
 }

@@ -101,8 +101,8 @@ func Start(mode Mode, action Action) (calls int, err error) {
 	return phase(mode, Starting, action)
 }
 
-// Wait has the launcher that this process is make no system calls but those it needs to wait for its
-// children, which are untouched by that, and tell of their end. It returns how many they are.
+// Wait has the launcher that this process is make no system calls but those it needs to wait for
+// its children, which are untouched by that, and tell of their end. It returns how many they are.
 func Wait(mode Mode, action Action, children ...int) (calls int, err error) {
 	readLate()
 	return phase(mode, Waiting, action, children...)
@@ -140,11 +140,22 @@ func readLate() {
 	_, _ = time.Now().Zone() // the time zone
 }
 
+// Hide keeps other processes of the user, and the root of a user namespace that this process enters
+// without executing a program, from its memory and descriptors: it is not dumpable (prctl(2),
+// PTRACE_MODE_READ in ptrace(2)). A change of credentials undoes that where the system is set so
+// (fs.suid_dumpable).
+func Hide() error {
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return fmt.Errorf("make the process undumpable: %w", err)
+	}
+	return nil
+}
+
 // hide keeps the memory of the process from others: a core file would contain what the guest
 // sends, and the keys of sequence numbers.
 func hide() error {
-	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
-		return fmt.Errorf("make the process undumpable: %w", err)
+	if err := Hide(); err != nil {
+		return err
 	}
 	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
 		return fmt.Errorf("switch core files off: %w", err)

@@ -16,12 +16,14 @@
 //	               table (Calls), or is with arguments that are not.
 //	Landlock       Where the kernel has it (5.13): no path at all, no TCP port to bind beyond
 //	               what was asked for, no signal and no abstract UNIX socket to the outside.
-//	memory         Not dumpable: no core file, and no other process of the user may look into it.
+//	memory         Not dumpable: no core file, and no other process of the user may look into it. That
+//	               the root of the guest's user namespace may not either is due to how a translator
+//	               starts, which package process explains.
 //
-// Two other lists of the table are for the time before, when a translator opens things (Start), and for
-// the launcher, which only waits once its children run (Wait). Filters add up, so a translator's first
-// allows what its second does. A command that pasta runs is forked from the launcher before, and has
-// neither filter nor no_new_privs.
+// Two other lists of the table are for the time before, when a translator opens things (Start), and
+// for the launcher, which only waits once its children run (Wait). Filters add up, so a
+// translator's first allows what its second does. A command that pasta runs is forked from the
+// launcher before, and has neither filter nor no_new_privs.
 //
 // Sockets inside the guest's network namespace are opened by the thread that lives there, which
 // needs no right to enter anything.
