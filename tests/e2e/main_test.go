@@ -38,6 +38,9 @@ func run(m *testing.M) int {
 	if text, ok := os.LookupEnv(injectVariable); ok {
 		return injected(text)
 	}
+	if path, ok := os.LookupEnv(takeoverVariable); ok {
+		return attack(path)
+	}
 	fail := func(err error) int {
 		fmt.Fprintln(os.Stderr, "e2e:", err)
 		return 1
