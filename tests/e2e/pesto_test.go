@@ -358,7 +358,7 @@ func TestPortsBeyondDescriptors(t *testing.T) {
 	s.pesto(t, "-t", "10000-10999")
 	said(t, p, "Each port takes an open file: of 300 (RLIMIT_NOFILE), 236 can be ports. Raise the limit or forward fewer ports\n", 1)
 	said(t, p, "Too many open files\n", 1)
-	s.lists(t, "  HOST", "    TCP [*]:10000-10999  =>  10000-10999 ")
+	s.lists(t, "  HOST", "    TCP [0.0.0.0]:10000-10999  =>  10000-10999 ")
 	h := plugIn(t, filepath.Join(dir, "socket"))
 	h.Write(question())
 	h.answered()
