@@ -1,5 +1,5 @@
 # passt and pasta are one static program without cgo. Targets: all (the default), install,
-# dist, test, test-clients, fuzz, fuzz-corpus, soak, bench, demo, clean.
+# dist, setup, test, check, test-clients, fuzz, fuzz-corpus, soak, bench, demo, clean.
 
 PREFIX  ?= /usr/local
 DESTDIR ?=
@@ -59,26 +59,32 @@ install: all
 		install -d $(mandir) && install -m 644 "$$m" $(mandir)/ || exit 1; \
 	done
 
-# The tests of actors compare speeds, and run alone.
-test: setup static
+# What a change has to pass before it is committed. Nothing is installed: make setup does that, and without
+# it the tests say what they miss. The tests of actors compare speeds, and run alone.
+test: static
 	$(GO) test ./actors
 	$(GO) test $$($(GO) list ./... | grep -v -e /tests/ -e /actors$$)
 	$(GO) test -count=1 -timeout 20m ./tests/...
+
+# What takes longer: the race detector, each fuzz target, and the programs that call us.
+check:
 	$(GO) test -count=1 -race -timeout 30m $$($(GO) list ./... | grep -v $(NO_RACE))
 	$(MAKE) fuzz
+	$(MAKE) test-clients
 
-# Docker, Podman, rootlesskit and what else calls us, with us in their place. These take minutes and
-# install much.
+# Docker, Podman, rootlesskit and what else calls us, with us in their place.
 test-clients:
-	if [ "$$(id -u)" = 0 ]; then sh tests/clients/setup.sh; fi
 	FUSILLI_CLIENTS=all $(GO) test -count=1 -timeout 15m ./tests/clients
 
-# Where there is nothing to install and no right to, the tests say what they miss.
+# As root: Debian packages that the tests and the clients' tests use, and a tap device for everybody.
 setup:
-	if [ -e tests/setup.sh ]; then sh tests/setup.sh; fi
+	sh tests/setup.sh
+	sh tests/clients/setup.sh
 
 static:
 	@files=$$(gofmt -l .); if [ -n "$$files" ]; then echo "not gofmt-ed:"; echo "$$files"; exit 1; fi
+	sh tests/columns.sh
+	$(GO) tool misspell -error $$(git ls-files '*.go' '*.md' '*.sh' 'man/*.1')
 	$(GO) vet ./...
 	$(GO) tool staticcheck ./...
 	GO='$(GO)' sh tests/cross.sh
@@ -112,4 +118,4 @@ clean:
 	rm -rf passt $(LINKS) dist
 
 FORCE:
-.PHONY: all install test test-clients setup static fuzz fuzz-corpus soak bench demo dist clean FORCE
+.PHONY: all install test check test-clients setup static fuzz fuzz-corpus soak bench demo dist clean FORCE

@@ -204,24 +204,25 @@ func (f *found) read(out string) error {
 	parts := strings.SplitN(out, "\n", 5)
 	dec := json.NewDecoder(strings.NewReader(out))
 	var links []struct {
-		Ifname, Operstate, Address, Link_type string
-		MTU                                   int
-		Flags                                 []string
-		Addr_info                             []struct {
+		Ifname, Operstate, Address string
+		LinkType                   string `json:"link_type"`
+		MTU                        int
+		Flags                      []string
+		AddrInfo                   []struct {
 			Family, Local, Scope string
 			Prefixlen            int
-		}
+		} `json:"addr_info"`
 	}
 	if err := dec.Decode(&links); err != nil {
 		return err
 	}
 	for _, l := range links {
 		mac := "random"
-		if strings.HasPrefix(l.Address, "02:00:00:00:00:") || l.Link_type == "loopback" {
+		if strings.HasPrefix(l.Address, "02:00:00:00:00:") || l.LinkType == "loopback" {
 			mac = l.Address
 		}
-		f.Links = append(f.Links, fmt.Sprintf("%s %s mtu %d up %v %s", l.Ifname, l.Link_type, l.MTU, slices.Contains(l.Flags, "UP"), mac))
-		for _, a := range l.Addr_info {
+		f.Links = append(f.Links, fmt.Sprintf("%s %s mtu %d up %v %s", l.Ifname, l.LinkType, l.MTU, slices.Contains(l.Flags, "UP"), mac))
+		for _, a := range l.AddrInfo {
 			if a.Scope == "global" {
 				f.Addrs = append(f.Addrs, fmt.Sprintf("%s %s/%d dev %s", a.Family, a.Local, a.Prefixlen, l.Ifname))
 			}
