@@ -78,13 +78,13 @@ type Engine struct {
 
 	datagrams int // that are put together of fragments at a time
 
-	services services
-	adverts  adverts
-	greeted  atomic.Bool // the guest was
-	seen     seen
-	roster   *flow.Roster
-	door     door
-	sharing  sharing
+	services  services
+	adverts   adverts
+	greeted   atomic.Bool // the guest was
+	seen      seen
+	roster    *flow.Roster
+	admission admission
+	sharing   sharing
 
 	listeners atomic.Uint64 // that were served so far
 
@@ -126,7 +126,7 @@ func New(cfg Config) *Engine {
 	cfg.Host.Ports.Forwarded = e.sharing.forwarded
 	e.env.Held.SetMax(held)
 	e.roster = flow.NewRoster(cfg.Limit)
-	e.door.open(e)
+	e.admission.open(e)
 	e.services.budget(&e.env.Load)
 	e.env.Peers = flow.Allowance{Load: &e.env.Load, Part: beginPart}
 	e.env.GiveWay = cfg.Limit.Press
@@ -165,7 +165,7 @@ func (e *Engine) Run(ctx context.Context) error {
 	})
 	e.startServices(ended, &parts)
 	parts.Go(func() { e.verify(ended) })
-	parts.Go(func() { e.door.porter(ended) })
+	parts.Go(func() { e.admission.run(ended) })
 	<-ended.Done()
 	e.cfg.Link.Close()
 	parts.Wait()
@@ -405,30 +405,30 @@ func keyOf(pkt *frame.Packet) flow.Key {
 // create makes the flow that the frame b, parsed as pkt, opens, and returns its port; if it opens
 // none, or has to wait for that, that of the service or the other flow it is for, or drop.
 func (e *Engine) create(k *flow.Key, b []byte, pkt *frame.Packet) *flow.Port {
-	if pkt.Kind == frame.TCP && e.door.full.Load() && tcp.Opens(b[pkt.L4:pkt.End]) {
-		e.door.lose() // before anything is found out about it
+	if pkt.Kind == frame.TCP && e.admission.full.Load() && tcp.Opens(b[pkt.L4:pkt.End]) {
+		e.admission.lose() // before anything is found out about it
 		return drop
 	}
-	var o opening
+	var o openPlan
 	p := e.plan(k, b, pkt, &o)
 	if o.serve == nil {
 		if !isService(p) && e.env.Peers.Wait(flow.Now()) > 0 {
-			e.door.lose() // the first datagram for another peer of a flow's
+			e.admission.lose() // the first datagram for another peer of a flow's
 			return drop
 		}
 		return p
 	}
-	if !e.door.enter(b, pkt) {
+	if !e.admission.admit(b, pkt) {
 		return drop
 	}
 	if p = e.open(k, &o); p == drop || o.exists {
-		e.door.letIn(func() {}) // the reader does not wait
+		e.admission.admitNext(func() {}) // the reader does not wait
 	}
 	return p
 }
 
 // opening is how a flow of the guest's begins.
-type opening struct {
+type openPlan struct {
 	serve  func(*flow.Port) // nil: it does not
 	made   *atomic.Uint64   // counts it
 	shares bool             // others may use its socket
@@ -437,7 +437,7 @@ type opening struct {
 
 // plan finds out how the flow begins that the frame b, parsed as pkt, opens. If it opens none, plan
 // returns the port of the service the frame is for, or of the flow whose socket it may share, or drop.
-func (e *Engine) plan(k *flow.Key, b []byte, pkt *frame.Packet, o *opening) *flow.Port {
+func (e *Engine) plan(k *flow.Key, b []byte, pkt *frame.Packet, o *openPlan) *flow.Port {
 	if p := e.services.claim(pkt); p != nil {
 		return p
 	}
@@ -493,9 +493,9 @@ func (e *Engine) plan(k *flow.Key, b []byte, pkt *frame.Packet, o *opening) *flo
 
 // open begins the flow k, which was let in, as o says, and returns its port: that of another one if o
 // says so then, drop if there is none.
-func (e *Engine) open(k *flow.Key, o *opening) *flow.Port {
+func (e *Engine) open(k *flow.Key, o *openPlan) *flow.Port {
 	p := flow.NewPort(*k)
-	p.OnOpened(e.door.leave)
+	p.OnOpened(e.admission.opened)
 	var offer *flow.Alias
 	if o.shares {
 		offer = e.offerToShare(p)

@@ -341,9 +341,9 @@ func TestFloodFasterThanFlowsCanBegin(t *testing.T) {
 	s.logged("Too many new flows at a time, some are lost")
 	s.letsIn()
 	until(t, "the door to be closed", func() bool {
-		s.door.mu.Lock()
-		defer s.door.mu.Unlock()
-		return s.door.inside == 0 && s.door.queue == nil && s.door.slab == nil
+		s.admission.mu.Lock()
+		defer s.admission.mu.Unlock()
+		return s.admission.opening == 0 && s.admission.queue == nil && s.admission.slab == nil
 	})
 }
 

@@ -58,7 +58,7 @@ func TestDatagramsForServers(t *testing.T) {
 					t.Fatal(why)
 				}
 				k := keyOf(&pkt)
-				var o opening
+				var o openPlan
 				got := e.plan(&k, tt.frame, &pkt, &o)
 				switch {
 				case tt.port == nil:

@@ -15,13 +15,13 @@ const (
 	// beginPart is the part of a CPU for flows that begin while others have work: some thousand a second.
 	beginPart = 8
 
-	// atDoor is the number of flows of the guest's that make their sockets at a time. None of the calls
+	// maxOpening is the number of flows of the guest's that make their sockets at a time. None of the calls
 	// for that waits for anything, so that more would not be faster; but the flows that there are
 	// already get their turn once in so many, however many want to begin.
-	atDoor = 1
+	maxOpening = 1
 	// Frames that open flows and wait for that: as many, and as many bytes of slab.
-	doorFrames = 4096
-	doorBytes  = 512 << 10
+	maxWaitingFrames = 4096
+	maxWaitingBytes  = 512 << 10
 
 	// Whoever waits for the link or a socket is not among those whose turn it is before the scheduler has
 	// asked the kernel for them. While others can run it does that once in 10 ms only: a transfer gets one
@@ -37,7 +37,7 @@ const (
 // are let in by those who are through. What does not fit is lost; the guest asks again.
 //
 // Any goroutine may use it.
-type door struct {
+type admission struct {
 	e *Engine
 
 	polled atomic.Int64 // when somebody has last slept for those who wait for the link or a socket, in flow.Time
@@ -45,47 +45,47 @@ type door struct {
 
 	budget flow.Allowance // for those that begin
 	since  atomic.Int64   // when who is inside was let in, in flow.Time
-	rests  chan flow.Time // how long the porter is to wait; it is inside then
+	delays chan flow.Time // how long the porter is to wait; it is inside then
 	full   atomic.Bool    // no more can wait
 
-	mu     sync.Mutex
-	inside int
-	ended  bool                  // nobody waits any more
-	queue  []caller              // frames that wait, from next on; while there are any, inside is not 0
-	asked  map[flow.Key]struct{} // flows of TCP whose SYN is among them or is being let in
-	next   int
-	bytes  int
-	slab   *flow.Slab // where the next one goes; nil: none is held
+	mu      sync.Mutex
+	opening int
+	ended   bool                  // nobody waits any more
+	queue   []waitingFrame        // frames that wait, from next on; while there are any, inside is not 0
+	asked   map[flow.Key]struct{} // flows of TCP whose SYN is among them or is being let in
+	next    int
+	bytes   int
+	slab    *flow.Slab // where the next one goes; nil: none is held
 }
 
 // caller is a frame that waits at the door, and the flow it opens.
-type caller struct {
+type waitingFrame struct {
 	run flow.Run
 	key flow.Key
 }
 
 // open makes d the door of e.
-func (d *door) open(e *Engine) {
+func (d *admission) open(e *Engine) {
 	d.e = e
 	d.budget = flow.Allowance{Load: &e.env.Load, Part: beginPart}
-	d.rests = make(chan flow.Time, atDoor)
+	d.delays = make(chan flow.Time, maxOpening)
 }
 
 // lose counts a frame that finds no room to wait.
-func (d *door) lose() {
+func (d *admission) lose() {
 	d.e.env.Counters.Crowded.Reached(d.e.cfg.Log, "Too many new flows at a time, some are lost")
 }
 
 // enter reports whether the flow that the frame b, parsed as pkt, opens may begin now: then leave is to
 // be called when it has. If not, the frame waits or is lost.
-func (d *door) enter(b []byte, pkt *frame.Packet) bool {
+func (d *admission) admit(b []byte, pkt *frame.Packet) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	var rest flow.Time
-	if d.inside < atDoor && len(d.queue) == 0 {
+	if d.opening < maxOpening && len(d.queue) == 0 {
 		now := flow.Now()
 		if rest = d.budget.Wait(now); rest == 0 || d.ended {
-			d.inside++
+			d.opening++
 			d.since.Store(int64(now))
 			return true
 		}
@@ -95,8 +95,8 @@ func (d *door) enter(b []byte, pkt *frame.Packet) bool {
 		// A SYN that is repeated. Kept, it might be let in when its connection has been and gone.
 		return false
 	}
-	if len(d.queue)-d.next >= doorFrames || d.bytes+len(b) > doorBytes || !d.wait(b, pkt, &k) {
-		d.full.Store(d.inside > 0)
+	if len(d.queue)-d.next >= maxWaitingFrames || d.bytes+len(b) > maxWaitingBytes || !d.wait(b, pkt, &k) {
+		d.full.Store(d.opening > 0)
 		d.lose()
 		return false
 	}
@@ -107,14 +107,14 @@ func (d *door) enter(b []byte, pkt *frame.Packet) bool {
 		d.asked[k] = struct{}{}
 	}
 	if rest > 0 {
-		d.inside++
-		d.rests <- rest
+		d.opening++
+		d.delays <- rest
 	}
 	return false
 }
 
 // wait adds a copy of b to the queue, if there is a slab for it.
-func (d *door) wait(b []byte, pkt *frame.Packet, k *flow.Key) bool {
+func (d *admission) wait(b []byte, pkt *frame.Packet, k *flow.Key) bool {
 	var room []byte
 	if d.slab != nil {
 		if room = d.slab.Room(); room == nil {
@@ -130,19 +130,19 @@ func (d *door) wait(b []byte, pkt *frame.Packet, k *flow.Key) bool {
 	start := d.slab.Used()
 	d.slab.Append(copy(room, b), pkt)
 	run := d.slab.Run(start)
-	d.queue = append(d.queue, caller{run, *k})
+	d.queue = append(d.queue, waitingFrame{run, *k})
 	d.bytes += run.Len()
 	return true
 }
 
 // leave says that a flow which was let in has begun, or has not and never will. The reader does not call it.
-func (d *door) leave() {
-	d.spend()
-	d.letIn(d.takeTurns)
+func (d *admission) opened() {
+	d.charge()
+	d.admitNext(d.yieldTurn)
 }
 
-// letIn has the next one that waits begin, after turns, or later if its time has not come.
-func (d *door) letIn(turns func()) {
+// admitNext has the next one that waits begin, after turns, or later if its time has not come.
+func (d *admission) admitNext(turns func()) {
 	for {
 		c, ok := d.pop()
 		if !ok {
@@ -157,55 +157,55 @@ func (d *door) letIn(turns func()) {
 		if begun {
 			return
 		}
-		d.spend()
+		d.charge()
 	}
 }
 
 // spend notes the time for who was inside.
-func (d *door) spend() { d.budget.Spend(1, flow.Time(d.since.Load()), flow.Now()) }
+func (d *admission) charge() { d.budget.Spend(1, flow.Time(d.since.Load()), flow.Now()) }
 
 // porter lets those in whose time had not come, until ctx ends; then all that wait.
-func (d *door) porter(ctx context.Context) {
+func (d *admission) run(ctx context.Context) {
 	clock := time.NewTimer(0)
 	defer clock.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			if d.close() {
-				d.letIn(d.takeTurns)
+				d.admitNext(d.yieldTurn)
 			}
 			return
-		case rest := <-d.rests:
+		case rest := <-d.delays:
 			clock.Reset(time.Duration(rest))
 		}
 		select {
 		case <-ctx.Done():
 			d.close()
-			d.letIn(d.takeTurns)
+			d.admitNext(d.yieldTurn)
 			return
 		case <-clock.C:
-			d.letIn(d.takeTurns)
+			d.admitNext(d.yieldTurn)
 		}
 	}
 }
 
 // close has nobody wait any more, and reports whether the porter is inside.
-func (d *door) close() bool {
+func (d *admission) close() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.ended = true
 	select {
-	case <-d.rests:
+	case <-d.delays:
 		return true
 	default:
 		return false
 	}
 }
 
-// takeTurns lets other goroutines have their turn, when those that begin flows have had as much time
+// yieldTurn lets other goroutines have their turn, when those that begin flows have had as much time
 // as the others had before: without it the next to begin would go before all others, and with one at a
 // time those that wait would starve among thousands of busy flows.
-func (d *door) takeTurns() {
+func (d *admission) yieldTurn() {
 	now := flow.Now()
 	if now < flow.Time(d.until.Load()) {
 		return
@@ -221,34 +221,34 @@ func (d *door) takeTurns() {
 
 // pop returns the frame that has waited longest, whose flow is inside then, unless there is none or it has to
 // wait for its time.
-func (d *door) pop() (caller, bool) {
+func (d *admission) pop() (waitingFrame, bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.full.Store(false)
 	if len(d.queue) == 0 {
-		d.inside--
-		return caller{}, false
+		d.opening--
+		return waitingFrame{}, false
 	}
 	if rest := d.budget.Wait(flow.Now()); rest > 0 && !d.ended {
-		d.rests <- rest
-		return caller{}, false
+		d.delays <- rest
+		return waitingFrame{}, false
 	}
 	c := d.queue[d.next]
-	d.queue[d.next] = caller{}
+	d.queue[d.next] = waitingFrame{}
 	d.next++
 	d.bytes -= c.run.Len()
 	switch {
 	case d.next == len(d.queue):
 		d.queue, d.next = nil, 0
 		d.letGo()
-	case d.next == doorFrames:
-		d.queue, d.next = append([]caller(nil), d.queue[d.next:]...), 0
+	case d.next == maxWaitingFrames:
+		d.queue, d.next = append([]waitingFrame(nil), d.queue[d.next:]...), 0
 	}
 	return c, true
 }
 
 // forget has a SYN for the flow k wait again.
-func (d *door) forget(k *flow.Key) {
+func (d *admission) forget(k *flow.Key) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if delete(d.asked, *k); len(d.asked) == 0 {
@@ -256,7 +256,7 @@ func (d *door) forget(k *flow.Key) {
 	}
 }
 
-func (d *door) letGo() {
+func (d *admission) letGo() {
 	if d.slab != nil {
 		d.slab.Release()
 		d.slab = nil
@@ -277,7 +277,7 @@ func (e *Engine) begin(run *flow.Run) bool {
 	p := e.table.Lookup(&k)
 	begun := false
 	if p == nil {
-		var o opening
+		var o openPlan
 		if p = e.plan(&k, v.Frame, &pkt, &o); o.serve != nil {
 			p = e.open(&k, &o)
 			begun = p != drop && !o.exists
