@@ -32,7 +32,7 @@
 //
 //   - Flows: flow.MaxFlows, and as many as there are descriptors for; three quarters of those are for one
 //     kind. A flow costs at most 16 KiB of heap and stacks, sockets apart.
-//   - Flows that nobody has answered give way, the oldest first, when there are too many (flow.Roster):
+//   - Flows that nobody has answered give way, the oldest first, when there are too many (flow.Evictor):
 //     so a SYN flood or a port scan wears itself out, and others still find room. A TCP connection that is
 //     established and a UDP flow in use (flow.InUse) never give way; idle ones do where there is nobody else, that
 //     which was idle for longest first. Who asked for a connection and has no answer yet

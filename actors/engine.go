@@ -82,7 +82,7 @@ type Engine struct {
 	adverts   adverts
 	greeted   atomic.Bool // the guest was
 	seen      seen
-	roster    *flow.Roster
+	evictor   *flow.Evictor
 	admission admission
 	sharing   sharing
 
@@ -125,12 +125,12 @@ func New(cfg Config) *Engine {
 	}
 	cfg.Host.Ports.Forwarded = e.sharing.forwarded
 	e.env.Held.SetMax(held)
-	e.roster = flow.NewRoster(cfg.Limit)
+	e.evictor = flow.NewEvictor(cfg.Limit)
 	e.admission.open(e)
 	e.services.budget(&e.env.Load)
 	e.env.Peers = flow.Allowance{Load: &e.env.Load, Part: beginPart}
-	e.env.GiveWay = cfg.Limit.Press
-	cfg.Limit.Ask(giver{e})
+	e.env.EvictOne = cfg.Limit.Reclaim
+	cfg.Limit.AddReclaimer(reclaimer{e})
 	e.env.SetGuestMAC(cfg.GuestMAC)
 	e.seen.begin(&cfg, e.env.SetGuestMAC)
 	e.env.Present = e.present
@@ -550,12 +550,12 @@ func (e *Engine) admit(p *flow.Port, fromHost bool) error {
 	var victim *flow.Port
 	ok := false
 	if err == nil {
-		if victim, ok = e.roster.Add(p, fromHost); !ok {
+		if victim, ok = e.evictor.Add(p, fromHost); !ok {
 			e.table.Remove(p)
 		}
 	} // else the limit has seen to it
-	if !e.giveWay(victim) && err == nil && (e.cfg.Limit.Scarce() || !ok && p.Key().Proto == frame.ProtoUDP) {
-		e.cfg.Limit.PressIdle() // the new one has no answer yet, and would give way to itself
+	if !e.evict(victim) && err == nil && (e.cfg.Limit.Scarce() || !ok && p.Key().Proto == frame.ProtoUDP) {
+		e.cfg.Limit.ReclaimIdle() // the new one has no answer yet, and would give way to itself
 	}
 	if !ok {
 		e.env.Counters.TableFull.Reached(e.cfg.Log, "Flow table is full, new flows are refused")
@@ -564,34 +564,34 @@ func (e *Engine) admit(p *flow.Port, fromHost bool) error {
 	return nil
 }
 
-// giveWay has the flow of p, if it is not nil, end to make room for another one. It reports whether it
+// evict has the flow of p, if it is not nil, end to make room for another one. It reports whether it
 // does.
-func (e *Engine) giveWay(p *flow.Port) bool {
+func (e *Engine) evict(p *flow.Port) bool {
 	if p == nil {
 		return false
 	}
-	e.env.Counters.GaveWay.Reached(e.cfg.Log, "Too many flows without an answer, the oldest give way to others")
-	p.GiveWay()
+	e.env.Counters.Evicted.Reached(e.cfg.Log, "Too many flows without an answer, the oldest give way to others")
+	p.Evict()
 	return true
 }
 
-// giver is the flow.Giver of an engine.
-type giver struct{ *Engine }
+// giver is the flow.Reclaimer of an engine.
+type reclaimer struct{ *Engine }
 
-// GiveUnanswered implements flow.Giver.
-func (e giver) GiveUnanswered() bool { return e.giveWay(e.roster.Oldest()) }
+// EvictUnanswered implements flow.Reclaimer.
+func (e reclaimer) EvictUnanswered() bool { return e.evict(e.evictor.Victim()) }
 
-// Idlest implements flow.Giver.
-func (e giver) Idlest() (flow.Time, func()) {
-	p, last := e.roster.Idlest()
+// LongestIdle implements flow.Reclaimer.
+func (e reclaimer) LongestIdle() (flow.Time, func()) {
+	p, last := e.evictor.LongestIdle()
 	if p == nil {
 		return 0, nil
 	}
 	return last, func() {
-		if e.roster.Take(p) {
-			e.env.Counters.GaveWay.Add(1)
-			e.env.Counters.IdleGaveWay.Reached(e.cfg.Log, "Too many flows, those of UDP that are idle for longest give way to others")
-			p.GiveWay()
+		if e.evictor.Take(p) {
+			e.env.Counters.Evicted.Add(1)
+			e.env.Counters.EvictedIdle.Reached(e.cfg.Log, "Too many flows, those of UDP that are idle for longest give way to others")
+			p.Evict()
 		}
 	}
 }
@@ -603,7 +603,7 @@ func (e *Engine) end(p *flow.Port) {
 		e.env.Counters.Panics.Add(1)
 		e.cfg.Log.Error("flow ended by a fault", zap.Any("panic", v), zap.ByteString("stack", debug.Stack()))
 	}
-	e.roster.Remove(p)
+	e.evictor.Remove(p)
 	e.table.Remove(p)
 	if a := p.Shared(); a != nil {
 		e.table.Drop(a)

@@ -37,7 +37,7 @@ func TestIdleFlowsOfUDPTakeAllRoom(t *testing.T) {
 	if ask(late, 200*time.Millisecond) == nil {
 		t.Error("there is room for one more")
 	}
-	if n := b.Counters().GaveWay.Load(); n != 0 || b.Flows() != most {
+	if n := b.Counters().Evicted.Load(); n != 0 || b.Flows() != most {
 		t.Fatalf("%d flows in use have given way, %d of %d are left", n, b.Flows(), most)
 	}
 
@@ -48,9 +48,9 @@ func TestIdleFlowsOfUDPTakeAllRoom(t *testing.T) {
 		}
 	})
 	until(t, "room for one more", func() bool { return ask(late, 200*time.Millisecond) == nil })
-	gone := int(b.Counters().GaveWay.Load())
-	if gone == 0 || int(b.Counters().IdleGaveWay.Load()) != gone {
-		t.Errorf("%d flows have given way, %d of them idle", gone, b.Counters().IdleGaveWay.Load())
+	gone := int(b.Counters().Evicted.Load())
+	if gone == 0 || int(b.Counters().EvictedIdle.Load()) != gone {
+		t.Errorf("%d flows have given way, %d of them idle", gone, b.Counters().EvictedIdle.Load())
 	}
 	left := make(map[int]bool)
 	b.table.Each(func(p *flow.Port) {

@@ -324,7 +324,7 @@ func TestSYNFloodLeavesOthersTheirSpeed(t *testing.T) {
 		s := besiege(t, options{})
 		port := deaf(t)
 		_, stop := s.flood(20000, func(n int) []byte { return raw(uint16(1024+n%60000), port, frame.SYN, 1, 0, 4096) })
-		until(t, "flows to give way", func() bool { return s.Counters().GaveWay.Load() > 0 })
+		until(t, "flows to give way", func() bool { return s.Counters().Evicted.Load() > 0 })
 		s.holds(manyFlows/4+100, 2, 1)
 		s.letsIn()
 		stop()
@@ -336,7 +336,7 @@ func TestSYNFloodLeavesOthersTheirSpeed(t *testing.T) {
 func TestFloodFasterThanFlowsCanBegin(t *testing.T) {
 	s := besiege(t, options{})
 	_, stop := s.flood(1e6, func(n int) []byte { return raw(uint16(1024+n%60000), 1, frame.SYN, 1, 0, 4096) })
-	until(t, "frames lost", func() bool { return s.Counters().Crowded.Load() > 0 })
+	until(t, "frames lost", func() bool { return s.Counters().NotAdmitted.Load() > 0 })
 	stop()
 	s.logged("Too many new flows at a time, some are lost")
 	s.letsIn()
@@ -362,7 +362,7 @@ func TestScanOfAllUDPPorts(t *testing.T) {
 	until(t, "the scan to end", func() bool { return sent() == ports })
 	s.holds(manyFlows/4+100, 2, 1)
 	s.letsIn()
-	made, lost, gone := s.Counters().UDP.Load(), s.Counters().Crowded.Load(), s.Counters().GaveWay.Load()
+	made, lost, gone := s.Counters().UDP.Load(), s.Counters().NotAdmitted.Load(), s.Counters().Evicted.Load()
 	t.Logf("%d flows, %d have given way; %d frames lost", made, gone, lost)
 	// One that scans is not slowed down by those it has scanned, and uses its own port throughout.
 	u := s.dialUDP(t, families[1], echoUDP(t, families[1]))
@@ -429,7 +429,7 @@ func TestHundredThousandHalfOpenConnections(t *testing.T) {
 		t.Errorf("%d flows", n)
 	}
 	s.letsIn()
-	if n := s.Counters().GaveWay.Load() + s.Counters().Crowded.Load(); n < uint64(opened/2) {
+	if n := s.Counters().Evicted.Load() + s.Counters().NotAdmitted.Load(); n < uint64(opened/2) {
 		t.Errorf("%d have given way or are lost, of %d", n, opened)
 	}
 }
@@ -577,7 +577,7 @@ func TestFlowsGiveWayInOrder(t *testing.T) {
 		ask(s.dialUDP(t, fam, echo))
 	}
 	for i := range most/4 - 1 {
-		if n := int(s.Counters().GaveWay.Load()); n != i {
+		if n := int(s.Counters().Evicted.Load()); n != i {
 			t.Fatalf("%d flows have given way, want %d", n, i)
 		}
 		ask(s.dialUDP(t, fam, echo))

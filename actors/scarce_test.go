@@ -116,7 +116,7 @@ func TestFloodTakesAllDescriptors(t *testing.T) {
 	if err := exchange(g, h, 1000, 1000, 1); err != nil {
 		t.Error(err)
 	}
-	if n := b.Counters().GaveWay.Load(); n == 0 {
+	if n := b.Counters().Evicted.Load(); n == 0 {
 		t.Error("no flow has given way")
 	}
 }

@@ -123,13 +123,13 @@ func (e shares) Meet(p *flow.Port, k *flow.Key, peer, local netip.AddrPort) (*fl
 }
 
 func (e shares) join(p *flow.Port, k *flow.Key, fromHost bool) (*flow.Member, error) {
-	if !e.roster.AddShared(fromHost) {
+	if !e.evictor.AddShared(fromHost) {
 		e.env.Counters.TableFull.Reached(e.cfg.Log, "Flow table is full, new flows are refused")
 		return nil, flow.ErrFull
 	}
 	m := &flow.Member{Alias: flow.NewAlias(*k, p, true), FromHost: fromHost}
 	if err := e.table.Add(m.Alias); err != nil {
-		e.roster.RemoveShared(fromHost)
+		e.evictor.RemoveShared(fromHost)
 		if err == flow.ErrFull {
 			e.env.Counters.TableFull.Reached(e.cfg.Log, "Flow table is full, new flows are refused")
 		}
@@ -142,7 +142,7 @@ func (e shares) join(p *flow.Port, k *flow.Key, fromHost bool) (*flow.Member, er
 // Leave implements flow.Sharing.
 func (e shares) Leave(m *flow.Member) {
 	e.table.Drop(m.Alias)
-	e.roster.RemoveShared(m.FromHost)
+	e.evictor.RemoveShared(m.FromHost)
 	m.Announced.End()
 }
 

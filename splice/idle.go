@@ -2,14 +2,14 @@ package splice
 
 import "fusilli/actors/flow"
 
-// giver is the flow.Giver of a splicer.
-type giver struct{ *Splicer }
+// giver is the flow.Reclaimer of a splicer.
+type reclaimer struct{ *Splicer }
 
-// GiveUnanswered implements flow.Giver. Flows without an answer are idle like others.
-func (s giver) GiveUnanswered() bool { return false }
+// EvictUnanswered implements flow.Reclaimer. Flows without an answer are idle like others.
+func (s reclaimer) EvictUnanswered() bool { return false }
 
-// Idlest implements flow.Giver.
-func (s giver) Idlest() (last flow.Time, end func()) {
+// LongestIdle implements flow.Reclaimer.
+func (s reclaimer) LongestIdle() (last flow.Time, end func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var idlest *datagrams
@@ -38,7 +38,7 @@ func (s *Splicer) giveWay(f *datagrams) {
 	delete(s.idle, f)
 	f.over.Store(true)
 	f.w.ring()
-	s.counters.GaveWay.Reached(s.cfg.Log, "Too many flows, spliced ones of UDP that are idle for longest give way to others")
+	s.counters.Evicted.Reached(s.cfg.Log, "Too many flows, spliced ones of UDP that are idle for longest give way to others")
 }
 
 // mayGiveWay has f give way when others need the room, until keep.

@@ -22,10 +22,10 @@ func TestIdleDatagramsTakeAllRoom(t *testing.T) {
 		flows = append(flows, c)
 		byPort[udpAddr(c.server).Port()] = i
 	}
-	if s.cfg.Limit.Press() { // what a refused flow does
+	if s.cfg.Limit.Reclaim() { // what a refused flow does
 		t.Error("there is room for one more")
 	}
-	if n := s.Counters().GaveWay.Load(); n != 0 {
+	if n := s.Counters().Evicted.Load(); n != 0 {
 		t.Errorf("%d flows in use have given way", n)
 	}
 
@@ -36,7 +36,7 @@ func TestIdleDatagramsTakeAllRoom(t *testing.T) {
 		}
 	}
 	s.mu.Unlock()
-	s.cfg.Limit.Press()
+	s.cfg.Limit.Reclaim()
 	wait(t, "the idlest flow to end", func() bool {
 		s.mu.Lock()
 		defer s.mu.Unlock()
@@ -53,7 +53,7 @@ func TestIdleDatagramsTakeAllRoom(t *testing.T) {
 	c := flows[0]
 	c.client.Write([]byte("still there?"))
 	expectDatagram(t, c.server, []byte("still there?"))
-	if n := s.Counters().GaveWay.Load(); n == 0 || n > 2 {
+	if n := s.Counters().Evicted.Load(); n == 0 || n > 2 {
 		t.Errorf("%d flows have given way", n)
 	}
 }

@@ -56,7 +56,7 @@ type Counters struct {
 	Full     flow.Bound    // flows beyond the limit
 	Failed   flow.Bound    // flows for want of descriptors or memory, or for another fault of ours
 	Lost     atomic.Uint64 // datagrams the other side did not take
-	GaveWay  flow.Bound    // flows of datagrams that have ended to make room for others
+	Evicted  flow.Bound    // flows of datagrams that have ended to make room for others
 	Panics   atomic.Uint64 // flows that ended by a fault
 }
 
@@ -85,7 +85,7 @@ func New(cfg Config) *Splicer {
 		cfg.Limit = flow.NewLimit(flow.MaxFlows)
 	}
 	s := &Splicer{cfg: cfg, live: make(map[*watch]struct{}), idle: make(map[*datagrams]struct{})}
-	cfg.Limit.Ask(giver{s})
+	cfg.Limit.AddReclaimer(reclaimer{s})
 	s.pipes.size = pipeCapacity()
 	here := func(f func() error) error { return f() }
 	for side, inside := range []func(func() error) error{Host: here, Namespace: cfg.InNamespace} {
@@ -162,17 +162,17 @@ func (s *Splicer) announce(proto uint16, fd int, to Side, dst netip.AddrPort) *f
 
 // start counts a flow and runs serve in a goroutine with a watch of its own, or else calls refuse.
 func (s *Splicer) start(count *atomic.Uint64, refuse func(), serve func(*watch)) {
-	if !s.cfg.Limit.Take(flowFiles) {
+	if !s.cfg.Limit.Acquire(flowFiles) {
 		s.counters.Full.Reached(s.cfg.Log, "Too many flows, new ones are refused")
 		refuse()
 		return
 	}
 	if s.cfg.Limit.Scarce() {
-		s.cfg.Limit.Press() // in good time: it takes a moment to end
+		s.cfg.Limit.Reclaim() // in good time: it takes a moment to end
 	}
 	w, err := s.enter()
 	if err != nil {
-		s.cfg.Limit.Give(flowFiles)
+		s.cfg.Limit.Release(flowFiles)
 		if !errors.Is(err, errStopped) {
 			s.troubled("Unable to watch sockets of new flow", err)
 		}
@@ -217,7 +217,7 @@ func (s *Splicer) leave(w *watch) {
 		s.counters.Panics.Add(1)
 		s.cfg.Log.Error("flow ended by a fault", zap.Any("panic", v), zap.ByteString("stack", debug.Stack()))
 	}
-	s.cfg.Limit.Give(flowFiles)
+	s.cfg.Limit.Release(flowFiles)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.live, w)
@@ -266,7 +266,7 @@ func (s *Splicer) troubled(what string, err error) {
 	s.cfg.Log.Debug(what, zap.Error(err))
 	if flow.Exhausted(err) {
 		s.counters.Failed.ReachedBy(s.cfg.Log, what, err)
-		s.cfg.Limit.Press()
+		s.cfg.Limit.Reclaim()
 		return
 	}
 	s.counters.Failed.Add(1)

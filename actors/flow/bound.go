@@ -69,5 +69,5 @@ func (e *Env) NoSocket(p *Port, message string, err error) bool {
 	e.Counters.NoSocket.ReachedBy(e.Log, message, err)
 	e.Closer.Scarce()
 	p.Leaves() // or it might give way to itself
-	return e.GiveWay != nil && e.GiveWay()
+	return e.EvictOne != nil && e.EvictOne()
 }

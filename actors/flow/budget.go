@@ -61,7 +61,7 @@ type Credit struct {
 // Used returns the bytes in use.
 func (c *Credit) Used() int { return c.used }
 
-// Take takes n bytes and reports whether they were free. No flow gets more than there is left for all others
+// Acquire takes n bytes and reports whether they were free. No flow gets more than there is left for all others
 // together.
 func (c *Credit) Take(b *Budget, n int) bool {
 	need := c.used + n - c.got
@@ -93,7 +93,7 @@ func (c *Credit) add(b *Budget, n int) bool {
 	return true
 }
 
-// Give gives n bytes back.
+// Release gives n bytes back.
 func (c *Credit) Give(b *Budget, n int) {
 	c.used -= n
 	if spare := c.got - c.used; c.used == 0 || spare > 2*creditStep {

@@ -43,9 +43,9 @@ type Env struct {
 	// nil: all come from OurMAC. It may be called by anyone.
 	MACOf func(*frame.Addr) frame.MAC
 
-	// GiveWay has one flow end that is easily missed, and reports whether there was one; nil: none is.
+	// Evict has one flow end that is easily missed, and reports whether there was one; nil: none is.
 	// It may be called by anyone.
-	GiveWay func() bool
+	EvictOne func() bool
 
 	// SYNRetries is how often the SYN of a connection that the host asks for is repeated, and
 	// SYNLinear how many of those come a second apart, before the time between them doubles.
@@ -94,9 +94,9 @@ type Counters struct {
 	MailboxFull  atomic.Uint64                   // runs lost since an actor had not caught up
 	SlabsOut     Bound                           // frames lost since no slab was free
 	TableFull    Bound                           // flows refused
-	GaveWay      Bound                           // flows that have ended to make room for others
-	IdleGaveWay  Bound                           // those among them that were in use before
-	Crowded      Bound                           // frames lost that would have opened flows, since too many came at a time
+	Evicted      Bound                           // flows that have ended to make room for others
+	EvictedIdle  Bound                           // those among them that were in use before
+	NotAdmitted  Bound                           // frames lost that would have opened flows, since too many came at a time
 	NoSocket     Bound                           // flows refused for want of descriptors or memory
 	HeldFull     Bound                           // windows that stayed small since all flows together held too much
 	EarlyFull    Bound                           // TCP segments dropped since all flows together kept too much

@@ -10,13 +10,13 @@ import (
 // to none.
 const InUse = Time(5 * time.Second)
 
-// Giver has flows that count against a Limit and may give way to others. Any goroutine may call it.
-type Giver interface {
-	// GiveUnanswered has one end that is easily missed, and reports whether there was one.
-	GiveUnanswered() bool
-	// Idlest returns the last time at which anything was carried by the flow of UDP for which that is longest
+// Reclaimer has flows that count against a Limit and may give way to others. Any goroutine may call it.
+type Reclaimer interface {
+	// EvictUnanswered has one end that is easily missed, and reports whether there was one.
+	EvictUnanswered() bool
+	// LongestIdle returns the last time at which anything was carried by the flow of UDP for which that is longest
 	// ago, and what has it end; nil if there is none.
-	Idlest() (last Time, end func())
+	LongestIdle() (last Time, end func())
 }
 
 // Limit bounds the number of flows of all kinds together, and of the descriptors they have. Any
@@ -26,7 +26,7 @@ type Limit struct {
 	n, open    atomic.Int64
 
 	mu     sync.Mutex
-	givers []Giver
+	givers []Reclaimer
 }
 
 // NewLimit returns a limit of max flows, with any number of descriptors.
@@ -37,16 +37,16 @@ func NewFileLimit(max, files int) *Limit {
 	return &Limit{max: min(int64(max), int64(files)), files: int64(files)}
 }
 
-// Ask has g make room when a flow was refused, or when Press is called.
-func (l *Limit) Ask(g Giver) {
+// AddReclaimer has g make room when a flow was refused, or when Press is called.
+func (l *Limit) AddReclaimer(g Reclaimer) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.givers = append(l.givers, g)
 }
 
-// Take counts one more flow, with so many descriptors, and reports whether it may exist. If so, Give is
+// Acquire counts one more flow, with so many descriptors, and reports whether it may exist. If so, Give is
 // to be called at its end.
-func (l *Limit) Take(files int) bool {
+func (l *Limit) Acquire(files int) bool {
 	if l.n.Add(1) <= l.max {
 		if l.open.Add(int64(files)) <= l.files {
 			return true
@@ -54,39 +54,39 @@ func (l *Limit) Take(files int) bool {
 		l.open.Add(int64(-files))
 	}
 	l.n.Add(-1)
-	l.Press()
+	l.Reclaim()
 	return false
 }
 
-// Give counts one flow less, which had so many descriptors.
-func (l *Limit) Give(files int) {
+// Release counts one flow less, which had so many descriptors.
+func (l *Limit) Release(files int) {
 	l.n.Add(-1)
 	l.open.Add(int64(-files))
 }
 
-// Press asks for room: a flow could not be made for want of something. One that nobody has answered gives way,
+// Reclaim asks for room: a flow could not be made for want of something. One that nobody has answered gives way,
 // or else that of UDP which was idle for longest, and at least for InUse. Press reports whether there was one.
-func (l *Limit) Press() bool {
+func (l *Limit) Reclaim() bool {
 	for _, g := range l.all() {
-		if g.GiveUnanswered() {
+		if g.EvictUnanswered() {
 			return true
 		}
 	}
-	return l.PressIdle()
+	return l.ReclaimIdle()
 }
 
-func (l *Limit) all() []Giver {
+func (l *Limit) all() []Reclaimer {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.givers
 }
 
-// PressIdle is Press, but none gives way that nobody has answered.
-func (l *Limit) PressIdle() bool {
+// ReclaimIdle is Press, but none gives way that nobody has answered.
+func (l *Limit) ReclaimIdle() bool {
 	oldest, end := Now()-InUse, func() {}
 	found := false
 	for _, g := range l.all() {
-		if last, f := g.Idlest(); f != nil && last <= oldest {
+		if last, f := g.LongestIdle(); f != nil && last <= oldest {
 			oldest, end, found = last, f, true
 		}
 	}

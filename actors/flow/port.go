@@ -24,7 +24,7 @@ const (
 	noteAlarm                // the alarm went off
 	noteWritten              // the socket takes data again, or has failed
 	noteWatching             // a goroutine waits for writability
-	noteGiveWay              // with noteStop: another flow needs the room
+	noteEvict                // with noteStop: another flow needs the room
 	noteTooBig               // see TooBig
 )
 
@@ -62,13 +62,13 @@ type Port struct {
 	shared *Alias      // see Share
 	alone  atomic.Bool // see Alone
 
-	stage  uint8 // of the actor: what it has told the roster
-	kind   uint8 // see Roster, which guards what follows
-	roster *Roster
-	queue  *queue
-	before *Port // in queue
-	behind *Port
-	noted  Time // when used was last looked at
+	stage   uint8 // of the actor: what it has told the roster
+	kind    uint8 // see Roster, which guards what follows
+	evictor *Evictor
+	queue   *queue
+	before  *Port // in queue
+	behind  *Port
+	noted   Time // when used was last looked at
 
 	used atomic.Int64 // see Used
 

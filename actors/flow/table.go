@@ -119,7 +119,7 @@ func (t *Table) insert(e *entry, counts bool, files int) error {
 		}
 	}
 	if counts {
-		if !t.limit.Take(files) {
+		if !t.limit.Acquire(files) {
 			return ErrFull
 		}
 		t.n++
@@ -135,7 +135,7 @@ func (t *Table) Remove(p *Port) {
 	defer t.mu.Unlock()
 	if t.remove(&p.entry) {
 		t.n--
-		t.limit.Give(1)
+		t.limit.Release(1)
 	}
 }
 
@@ -149,7 +149,7 @@ func (t *Table) Drop(a *Alias) {
 	a.in = false
 	if t.remove(&a.entry) && a.counts {
 		t.n--
-		t.limit.Give(0)
+		t.limit.Release(0)
 	}
 }
 

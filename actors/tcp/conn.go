@@ -191,7 +191,7 @@ func (c *conn) work() {
 	}
 	if c.port.Stopped() {
 		// A guest whose SYN has no answer yet repeats it, when there may be room again.
-		c.abort(!c.port.GivesWay() || c.state != connecting)
+		c.abort(!c.port.Evicted() || c.state != connecting)
 		return
 	}
 	if c.port.Written() {

@@ -15,7 +15,7 @@ func TestFlowsLeaveSomeDescriptors(t *testing.T) {
 	} {
 		l := flowLimit(tt.files, flow.MaxFlows)
 		n := 0
-		for ; l.Take(1); n++ {
+		for ; l.Acquire(1); n++ {
 		}
 		if n != tt.flows {
 			t.Errorf("%d flows with %d open files, want %d", n, tt.files, tt.flows)

@@ -59,7 +59,7 @@ func flowCounts(c *flow.Counters) []count {
 		{name: "lost", load: func() uint64 {
 			return c.MailboxFull.Load() + c.SlabsOut.Load() + c.ServiceDrops.Load() + c.LinkDropped.Load()
 		}},
-		{name: "full", load: func() uint64 { return c.TableFull.Load() + c.Crowded.Load() + c.NoSocket.Load() }},
+		{name: "full", load: func() uint64 { return c.TableFull.Load() + c.NotAdmitted.Load() + c.NoSocket.Load() }},
 		{name: "faults", load: c.Panics.Load},
 	}
 }
@@ -108,9 +108,9 @@ func dumpCounts(log *zap.Logger, c *flow.Counters, s *splice.Splicer) {
 		add("fragments_expired", c.FragmentsExpired.Load())
 		add("fragments_evicted", c.FragmentsEvicted.Load())
 		add("table_full", c.TableFull.Load())
-		add("gave_way", c.GaveWay.Load())
-		add("idle_gave_way", c.IdleGaveWay.Load())
-		add("crowded", c.Crowded.Load())
+		add("gave_way", c.Evicted.Load())
+		add("idle_gave_way", c.EvictedIdle.Load())
+		add("crowded", c.NotAdmitted.Load())
 		add("no_socket", c.NoSocket.Load())
 		add("strangers", c.Strangers.Load())
 		add("held_full", c.HeldFull.Load())
@@ -131,7 +131,7 @@ func dumpCounts(log *zap.Logger, c *flow.Counters, s *splice.Splicer) {
 		add("spliced_full", c.Full.Load())
 		add("spliced_failed", c.Failed.Load())
 		add("spliced_lost", c.Lost.Load())
-		add("spliced_gave_way", c.GaveWay.Load())
+		add("spliced_gave_way", c.Evicted.Load())
 		add("spliced_panics", c.Panics.Load())
 	}
 	log.Debug("Counters at the end", fields...)

@@ -284,7 +284,7 @@ func TestForwardedFloodWearsItselfOut(t *testing.T) {
 		if l.fam.guest.Is6() {
 			others = 255 // who waits is among them, or has given way
 		}
-		if got := l.Counters().UDP.Load() - l.Counters().GaveWay.Load(); int(got) > 2+256 || int(got) < others {
+		if got := l.Counters().UDP.Load() - l.Counters().Evicted.Load(); int(got) > 2+256 || int(got) < others {
 			t.Errorf("%d flows, of which one source has asked", got)
 		}
 		if l.fam.guest.Is4() {
@@ -295,7 +295,7 @@ func TestForwardedFloodWearsItselfOut(t *testing.T) {
 			for i := range 1200 { // 24 sources
 				l.ask(newPeer(t, l.fam.host(10+i/50)), 1, fmt.Sprint(i))
 			}
-			if got := l.Counters().UDP.Load() - l.Counters().GaveWay.Load(); got > 1024+2 {
+			if got := l.Counters().UDP.Load() - l.Counters().Evicted.Load(); got > 1024+2 {
 				t.Errorf("%d flows without an answer", got-2)
 			}
 		}

@@ -490,7 +490,7 @@ func TestTooManyPeers(t *testing.T) {
 				t.Fatalf("%d flows, at most %d may be", n, max)
 			}
 		}
-		until(t, "some given way", func() bool { return w.Counters().GaveWay.Load() > 0 })
+		until(t, "some given way", func() bool { return w.Counters().Evicted.Load() > 0 })
 		w.send(silent.at, "at last")
 		silent.expect("at last")
 	})

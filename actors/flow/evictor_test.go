@@ -11,7 +11,7 @@ import (
 )
 
 // flowsOf adds n flows of proto to r.
-func flowsOf(t *testing.T, r *Roster, proto uint16, fromHost bool, n int) (ports, victims []*Port) {
+func flowsOf(t *testing.T, r *Evictor, proto uint16, fromHost bool, n int) (ports, victims []*Port) {
 	t.Helper()
 	for i := range n {
 		k := key(i)
@@ -30,7 +30,7 @@ func flowsOf(t *testing.T, r *Roster, proto uint16, fromHost bool, n int) (ports
 }
 
 func TestOldestUnansweredFlowsGiveWay(t *testing.T) {
-	r := NewRoster(NewLimit(1000))
+	r := NewEvictor(NewLimit(1000))
 	ports, victims := flowsOf(t, r, frame.ProtoTCP, false, 300)
 	if len(victims) != 50 {
 		t.Fatalf("%d of 300 have given way, want 50: a quarter of 1000 may be half-open", len(victims))
@@ -52,7 +52,7 @@ func TestOldestUnansweredFlowsGiveWay(t *testing.T) {
 }
 
 func TestSettledFlowsStay(t *testing.T) {
-	r := NewRoster(NewLimit(1000))
+	r := NewEvictor(NewLimit(1000))
 	ports, _ := flowsOf(t, r, frame.ProtoUDP, false, 250)
 	for _, p := range ports[:100] {
 		p.Settled()
@@ -76,7 +76,7 @@ func TestSettledFlowsStay(t *testing.T) {
 		r.Remove(p) // no effect
 	}
 	for i := range 300 {
-		if r.Oldest() == nil {
+		if r.Victim() == nil {
 			if i != 250 {
 				t.Fatalf("%d flows were left to give way, want 250", i)
 			}
@@ -88,7 +88,7 @@ func TestSettledFlowsStay(t *testing.T) {
 
 func TestOneKindLeavesRoomForOthers(t *testing.T) {
 	limit := NewLimit(1024)
-	tab, r := NewTable(limit), NewRoster(limit)
+	tab, r := NewTable(limit), NewEvictor(limit)
 	refused := 0
 	for i := range 1024 {
 		k := key(i)
@@ -115,7 +115,7 @@ func TestOneKindLeavesRoomForOthers(t *testing.T) {
 // TestFlowsGiveWayBeforeThereIsNoRoom: it takes them a moment to end.
 func TestFlowsGiveWayBeforeThereIsNoRoom(t *testing.T) {
 	limit := NewLimit(6400)
-	tab, r := NewTable(limit), NewRoster(limit)
+	tab, r := NewTable(limit), NewEvictor(limit)
 	var victims int
 	for i := range 6400 {
 		k := key(i)
@@ -144,21 +144,21 @@ func TestFlowsGiveWayBeforeThereIsNoRoom(t *testing.T) {
 
 func TestLimitOfDescriptors(t *testing.T) {
 	l := NewFileLimit(100, 10)
-	var g giverOf
-	l.Ask(&g)
+	var g reclaimerOf
+	l.AddReclaimer(&g)
 	for range 3 {
-		if !l.Take(3) {
+		if !l.Acquire(3) {
 			t.Fatal("refused")
 		}
 	}
-	if l.Take(3) || g.asked != 1 {
+	if l.Acquire(3) || g.asked != 1 {
 		t.Errorf("12 descriptors of 10 are given out, or nobody was told (%d)", g.asked)
 	}
-	if !l.Take(1) || l.Len() != 4 {
+	if !l.Acquire(1) || l.Len() != 4 {
 		t.Error("the last one was refused")
 	}
-	l.Give(3)
-	if !l.Take(3) {
+	l.Release(3)
+	if !l.Acquire(3) {
 		t.Error("refused what was given back")
 	}
 }
@@ -184,8 +184,8 @@ func TestLimitIsLoggedOnceAMinute(t *testing.T) {
 	}
 }
 
-// giverOf is a Giver with one idle flow, and perhaps one that is not answered.
-type giverOf struct {
+// reclaimerOf is a Giver with one idle flow, and perhaps one that is not answered.
+type reclaimerOf struct {
 	unanswered bool
 	last       Time
 	has        bool
@@ -193,9 +193,9 @@ type giverOf struct {
 	ended      bool
 }
 
-func (g *giverOf) GiveUnanswered() bool { g.asked++; return g.unanswered }
+func (g *reclaimerOf) EvictUnanswered() bool { g.asked++; return g.unanswered }
 
-func (g *giverOf) Idlest() (Time, func()) {
+func (g *reclaimerOf) LongestIdle() (Time, func()) {
 	if !g.has {
 		return 0, nil
 	}
@@ -207,20 +207,20 @@ func TestLongestIdleFlowOfAllGivesWay(t *testing.T) {
 	const idle = 3 * InUse
 	for _, tt := range []struct {
 		name string
-		a, b giverOf
+		a, b reclaimerOf
 		want string
 	}{
-		{"nobody has any", giverOf{}, giverOf{}, ""},
-		{"in use", giverOf{has: true, last: Now()}, giverOf{has: true, last: Now()}, ""},
-		{"idle", giverOf{has: true, last: Now() - idle}, giverOf{has: true, last: Now()}, "a"},
-		{"idle for longer", giverOf{has: true, last: Now() - idle}, giverOf{has: true, last: Now() - 2*idle}, "b"},
-		{"without an answer", giverOf{has: true, last: Now() - idle}, giverOf{unanswered: true}, "unanswered"},
+		{"nobody has any", reclaimerOf{}, reclaimerOf{}, ""},
+		{"in use", reclaimerOf{has: true, last: Now()}, reclaimerOf{has: true, last: Now()}, ""},
+		{"idle", reclaimerOf{has: true, last: Now() - idle}, reclaimerOf{has: true, last: Now()}, "a"},
+		{"idle for longer", reclaimerOf{has: true, last: Now() - idle}, reclaimerOf{has: true, last: Now() - 2*idle}, "b"},
+		{"without an answer", reclaimerOf{has: true, last: Now() - idle}, reclaimerOf{unanswered: true}, "unanswered"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			l := NewLimit(1)
-			l.Ask(&tt.a)
-			l.Ask(&tt.b)
-			if l.Press() != (tt.want != "") || tt.a.ended != (tt.want == "a") || tt.b.ended != (tt.want == "b") {
+			l.AddReclaimer(&tt.a)
+			l.AddReclaimer(&tt.b)
+			if l.Reclaim() != (tt.want != "") || tt.a.ended != (tt.want == "a") || tt.b.ended != (tt.want == "b") {
 				t.Errorf("%+v, %+v; want %q to give way", tt.a, tt.b, tt.want)
 			}
 		})
@@ -229,9 +229,9 @@ func TestLongestIdleFlowOfAllGivesWay(t *testing.T) {
 
 // TestIdlestFlow: those that were used of late are behind those that were not.
 func TestIdlestFlow(t *testing.T) {
-	r := NewRoster(NewLimit(1000))
+	r := NewEvictor(NewLimit(1000))
 	ports, _ := flowsOf(t, r, frame.ProtoUDP, false, 100)
-	if p, _ := r.Idlest(); p != nil {
+	if p, _ := r.LongestIdle(); p != nil {
 		t.Fatal("one without an answer counts as idle")
 	}
 	now := Now()
@@ -241,20 +241,20 @@ func TestIdlestFlow(t *testing.T) {
 	}
 	ports[27].Leaves() // 27*37%100 = 99: for longest
 	for i := range 99 {
-		p, last := r.Idlest()
+		p, last := r.LongestIdle()
 		if want := now - Time(99-i)*InUse; p == nil || last != want {
 			t.Fatalf("flow %d is idle since %v, want %v", i, last, want)
 		}
 		p.Used(Now() + Time(i+1))
 	}
-	p, _ := r.Idlest()
+	p, _ := r.LongestIdle()
 	if !r.Take(p) || r.Take(p) {
 		t.Error("it does not give way once")
 	}
-	if q, _ := r.Idlest(); q == p {
+	if q, _ := r.LongestIdle(); q == p {
 		t.Error("it is still there")
 	}
-	if tcp, _ := flowsOf(t, NewRoster(NewLimit(10)), frame.ProtoTCP, false, 1); tcp[0].queue != nil {
+	if tcp, _ := flowsOf(t, NewEvictor(NewLimit(10)), frame.ProtoTCP, false, 1); tcp[0].queue != nil {
 		if tcp[0].Settled(); tcp[0].queue != nil {
 			t.Error("a connection gives way")
 		}

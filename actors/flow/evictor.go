@@ -25,13 +25,13 @@ const (
 	numKinds
 )
 
-// Roster knows the flows there are by their kinds, and which of them are easily missed: first those that
+// Evictor knows the flows there are by their kinds, and which of them are easily missed: first those that
 // were asked once and have answered, then those that nobody has answered. When there are too many of a
 // kind, the oldest of them gives way to the next one, so that a flood wears itself out and others still
 // find room. A flow that is settled does not, unless it is one of UDP that is idle, and nobody else is left.
 //
 // Any goroutine may use it.
-type Roster struct {
+type Evictor struct {
 	limit *Limit
 	most  int // flows of one kind
 
@@ -43,12 +43,12 @@ type kind struct {
 	n                 int
 	max               int // in both queues
 	waiting, answered queue
-	idle              queue // settled flows of UDP, see Roster.Idlest
+	idle              queue // settled flows of UDP, see Roster.LongestIdle
 }
 
-// NewRoster returns an empty roster of flows that count against limit.
-func NewRoster(limit *Limit) *Roster {
-	r := &Roster{limit: limit, most: int(limit.max)}
+// NewEvictor returns an empty roster of flows that count against limit.
+func NewEvictor(limit *Limit) *Evictor {
+	r := &Evictor{limit: limit, most: int(limit.max)}
 	if r.most >= 1024 {
 		r.most -= r.most / 4 // the others need some
 	}
@@ -79,40 +79,40 @@ func kindOf(p *Port, fromHost bool) uint8 {
 
 // Add adds p, which has just begun and was counted by the roster's limit, and returns the flow that is
 // to give way to it, or nil. It returns false if there are too many flows of p's kind already.
-func (r *Roster) Add(p *Port, fromHost bool) (victim *Port, ok bool) {
+func (r *Evictor) Add(p *Port, fromHost bool) (victim *Port, ok bool) {
 	p.kind = kindOf(p, fromHost)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	k := &r.kinds[p.kind]
 	switch {
 	case k.n >= r.most:
-		return k.oldest(), false
+		return k.victim(), false
 	case k.waiting.n+k.answered.n >= k.max:
-		victim = k.oldest()
+		victim = k.victim()
 	case r.limit.Scarce():
-		victim = r.oldest() // in good time: it takes a moment to end
+		victim = r.victim() // in good time: it takes a moment to end
 	}
 	k.n++
-	p.roster = r
+	p.evictor = r
 	k.waiting.add(p)
 	return victim, true
 }
 
 // Remove removes p, if it is there.
-func (r *Roster) Remove(p *Port) {
+func (r *Evictor) Remove(p *Port) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if p.roster == nil {
+	if p.evictor == nil {
 		return
 	}
-	p.roster = nil
+	p.evictor = nil
 	r.kinds[p.kind].n--
 	p.leaveQueue()
 }
 
 // AddShared counts one more flow of UDP, which shares the socket of others, and reports whether it may exist. If
 // so, RemoveShared is to be called at its end.
-func (r *Roster) AddShared(fromHost bool) bool {
+func (r *Evictor) AddShared(fromHost bool) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	k := &r.kinds[sharedKind(fromHost)]
@@ -124,7 +124,7 @@ func (r *Roster) AddShared(fromHost bool) bool {
 }
 
 // RemoveShared counts one such flow less.
-func (r *Roster) RemoveShared(fromHost bool) {
+func (r *Evictor) RemoveShared(fromHost bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.kinds[sharedKind(fromHost)].n--
@@ -137,25 +137,25 @@ func sharedKind(fromHost bool) int {
 	return udpOut
 }
 
-// Oldest returns a flow that is to give way, so that there is room for another; nil if none is to.
-func (r *Roster) Oldest() *Port {
+// Victim returns a flow that is to give way, so that there is room for another; nil if none is to.
+func (r *Evictor) Victim() *Port {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.oldest()
+	return r.victim()
 }
 
 // oldest returns that of the kind that has most.
-func (r *Roster) oldest() *Port {
+func (r *Evictor) victim() *Port {
 	best := &r.kinds[0]
 	for i := range r.kinds {
 		if k := &r.kinds[i]; k.waiting.n+k.answered.n > best.waiting.n+best.answered.n {
 			best = k
 		}
 	}
-	return best.oldest()
+	return best.victim()
 }
 
-func (k *kind) oldest() *Port {
+func (k *kind) victim() *Port {
 	p := k.answered.first
 	if p == nil {
 		p = k.waiting.first
@@ -186,7 +186,7 @@ func (p *Port) reach(stage uint8) {
 		return
 	}
 	p.stage = stage
-	r := p.roster
+	r := p.evictor
 	if r == nil {
 		return // a flow that counts for nothing
 	}
@@ -214,21 +214,21 @@ func (p *Port) Used(t Time) { p.used.Store(int64(t)) }
 // MaxLooks is the number of flows that are looked at to find the one that was idle for longest.
 const MaxLooks = 256
 
-// Idlest returns the settled flow of UDP that was idle for longest, of those it looks at, and since when; nil
+// LongestIdle returns the settled flow of UDP that was idle for longest, of those it looks at, and since when; nil
 // if there is none.
-func (r *Roster) Idlest() (p *Port, last Time) {
+func (r *Evictor) LongestIdle() (p *Port, last Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, k := range [...]int{udpOut, udpIn} {
-		if q, t := r.kinds[k].idle.idlest(); q != nil && (p == nil || t < last) {
+		if q, t := r.kinds[k].idle.longestIdle(); q != nil && (p == nil || t < last) {
 			p, last = q, t
 		}
 	}
 	return p, last
 }
 
-// Take reports whether p is among those that may give way, and is not any more.
-func (r *Roster) Take(p *Port) bool {
+// Acquire reports whether p is among those that may give way, and is not any more.
+func (r *Evictor) Take(p *Port) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	in := p.queue != nil
@@ -237,7 +237,7 @@ func (r *Roster) Take(p *Port) bool {
 }
 
 // idlest is Idlest for one queue. Those that were used since they were last looked at go to its end.
-func (q *queue) idlest() (best *Port, last Time) {
+func (q *queue) longestIdle() (best *Port, last Time) {
 	p := q.first
 	for range min(q.n, MaxLooks) {
 		next := p.behind
@@ -255,11 +255,11 @@ func (q *queue) idlest() (best *Port, last Time) {
 	return best, last
 }
 
-// GiveWay tells the actor to end, to make room for another flow. Any goroutine may call it.
-func (p *Port) GiveWay() { p.note(noteStop | noteGiveWay) }
+// Evict tells the actor to end, to make room for another flow. Any goroutine may call it.
+func (p *Port) Evict() { p.note(noteStop | noteEvict) }
 
-// GivesWay reports whether the actor was told to end for that reason.
-func (p *Port) GivesWay() bool { return p.notes.Load()&noteGiveWay != 0 }
+// Evicted reports whether the actor was told to end for that reason.
+func (p *Port) Evicted() bool { return p.notes.Load()&noteEvict != 0 }
 
 // queue is flows in the order in which they were added. The roster's mutex guards it.
 type queue struct {
