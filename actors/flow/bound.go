@@ -68,6 +68,6 @@ func (e *Env) NoSocket(p *Port, message string, err error) bool {
 	}
 	e.Counters.NoSocket.ReachedBy(e.Log, message, err)
 	e.Closer.Scarce()
-	p.Leaves() // or it might give way to itself
+	p.Ending() // or it might give way to itself
 	return e.EvictOne != nil && e.EvictOne()
 }

@@ -40,10 +40,10 @@ type Evictor struct {
 }
 
 type kind struct {
-	n                 int
-	max               int // in both queues
-	waiting, answered queue
-	idle              queue // settled flows of UDP, see Roster.LongestIdle
+	n                  int
+	max                int // in both queues
+	unreplied, replied queue
+	idle               queue // settled flows of UDP, see Roster.LongestIdle
 }
 
 // NewEvictor returns an empty roster of flows that count against limit.
@@ -87,14 +87,14 @@ func (r *Evictor) Add(p *Port, fromHost bool) (victim *Port, ok bool) {
 	switch {
 	case k.n >= r.most:
 		return k.victim(), false
-	case k.waiting.n+k.answered.n >= k.max:
+	case k.unreplied.n+k.replied.n >= k.max:
 		victim = k.victim()
 	case r.limit.Scarce():
 		victim = r.victim() // in good time: it takes a moment to end
 	}
 	k.n++
 	p.evictor = r
-	k.waiting.add(p)
+	k.unreplied.add(p)
 	return victim, true
 }
 
@@ -148,7 +148,7 @@ func (r *Evictor) Victim() *Port {
 func (r *Evictor) victim() *Port {
 	best := &r.kinds[0]
 	for i := range r.kinds {
-		if k := &r.kinds[i]; k.waiting.n+k.answered.n > best.waiting.n+best.answered.n {
+		if k := &r.kinds[i]; k.unreplied.n+k.replied.n > best.unreplied.n+best.replied.n {
 			best = k
 		}
 	}
@@ -156,9 +156,9 @@ func (r *Evictor) victim() *Port {
 }
 
 func (k *kind) victim() *Port {
-	p := k.answered.first
+	p := k.replied.first
 	if p == nil {
-		p = k.waiting.first
+		p = k.unreplied.first
 	}
 	if p != nil {
 		p.leaveQueue()
@@ -168,18 +168,18 @@ func (k *kind) victim() *Port {
 
 // Stages of a flow, of which the actor knows the one it has told.
 const (
-	stageWaiting = iota
-	stageAnswered
-	stageSettled
-	stageLeft
+	stageNew = iota
+	stageSeenReply
+	stageAssured
+	stageEnding
 )
 
-// Answered notes that the flow was answered: it is missed less than others. Only the actor calls it.
-func (p *Port) Answered() { p.reach(stageAnswered) }
+// SeenReply notes that the flow was answered: it is missed less than others. Only the actor calls it.
+func (p *Port) SeenReply() { p.reach(stageSeenReply) }
 
-// Settled notes that both sides have agreed on the flow, which gives way to no other from here on, unless it
+// Assured notes that both sides have agreed on the flow, which gives way to no other from here on, unless it
 // is one of UDP that is idle. Only the actor calls it.
-func (p *Port) Settled() { p.reach(stageSettled) }
+func (p *Port) Assured() { p.reach(stageAssured) }
 
 func (p *Port) reach(stage uint8) {
 	if p.stage >= stage {
@@ -197,16 +197,16 @@ func (p *Port) reach(stage uint8) {
 	}
 	p.leaveQueue()
 	switch k := &r.kinds[p.kind]; {
-	case stage == stageAnswered:
-		k.answered.add(p)
-	case stage == stageSettled && p.key.Proto == frame.ProtoUDP:
+	case stage == stageSeenReply:
+		k.replied.add(p)
+	case stage == stageAssured && p.key.Proto == frame.ProtoUDP:
 		p.noted = Now()
 		k.idle.add(p)
 	}
 }
 
-// Leaves notes that the flow is about to end, and cannot give way. Only the actor calls it.
-func (p *Port) Leaves() { p.reach(stageLeft) }
+// Ending notes that the flow is about to end, and cannot give way. Only the actor calls it.
+func (p *Port) Ending() { p.reach(stageEnding) }
 
 // Used notes that the flow of UDP has carried something at t. Only the actor calls it.
 func (p *Port) Used(t Time) { p.used.Store(int64(t)) }

@@ -55,11 +55,11 @@ func TestSettledFlowsStay(t *testing.T) {
 	r := NewEvictor(NewLimit(1000))
 	ports, _ := flowsOf(t, r, frame.ProtoUDP, false, 250)
 	for _, p := range ports[:100] {
-		p.Settled()
+		p.Assured()
 	}
 	for _, p := range ports[200:] {
-		p.Answered()
-		p.Answered()
+		p.SeenReply()
+		p.SeenReply()
 	}
 	_, victims := flowsOf(t, r, frame.ProtoUDP, false, 300)
 	want := append(append([]*Port(nil), ports[200:]...), ports[100:200]...) // the answered ones first
@@ -102,7 +102,7 @@ func TestOneKindLeavesRoomForOthers(t *testing.T) {
 			tab.Remove(p)
 			continue
 		}
-		p.Settled()
+		p.Assured()
 	}
 	if refused != 256 {
 		t.Errorf("%d connections of 1024 are refused, want 256", refused)
@@ -129,7 +129,7 @@ func TestFlowsGiveWayBeforeThereIsNoRoom(t *testing.T) {
 			t.Fatalf("flow %d is refused", i)
 		}
 		if i >= 100 {
-			p.Settled()
+			p.Assured()
 		}
 		if victim != nil {
 			if victims++; i < 6300 {
@@ -237,9 +237,9 @@ func TestIdlestFlow(t *testing.T) {
 	now := Now()
 	for i, p := range ports {
 		p.Used(now - Time(i*37%100+1)*InUse)
-		p.Settled()
+		p.Assured()
 	}
-	ports[27].Leaves() // 27*37%100 = 99: for longest
+	ports[27].Ending() // 27*37%100 = 99: for longest
 	for i := range 99 {
 		p, last := r.LongestIdle()
 		if want := now - Time(99-i)*InUse; p == nil || last != want {
@@ -255,7 +255,7 @@ func TestIdlestFlow(t *testing.T) {
 		t.Error("it is still there")
 	}
 	if tcp, _ := flowsOf(t, NewEvictor(NewLimit(10)), frame.ProtoTCP, false, 1); tcp[0].queue != nil {
-		if tcp[0].Settled(); tcp[0].queue != nil {
+		if tcp[0].Assured(); tcp[0].queue != nil {
 			t.Error("a connection gives way")
 		}
 	}

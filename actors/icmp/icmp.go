@@ -232,7 +232,7 @@ func (c *conn) reply(buf *[flow.BufferSize]byte, n int, hops uint8) {
 		return
 	}
 	c.last = seq
-	c.port.Answered()
+	c.port.SeenReply()
 
 	k := c.port.Key()
 	binary.BigEndian.PutUint16(msg[4:], k.GuestPort)

@@ -68,7 +68,7 @@ func (c *conn) answered(v *flow.View, tcp frame.TCPHeader) {
 	case fl&(frame.SYN|frame.ACK|frame.FIN) == frame.SYN|frame.ACK:
 		c.synced(v)
 		c.state = established
-		c.port.Settled()
+		c.port.Assured()
 		c.sndUna = c.sndNxt
 		c.handshake()
 		c.sendAck() // before any data

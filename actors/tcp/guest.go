@@ -253,7 +253,7 @@ func (c *conn) guestReset(seq uint32, b *batch) {
 // establish handles the segment that completes the handshake.
 func (c *conn) establish(seq uint32, tcp frame.TCPHeader) {
 	c.state = established
-	c.port.Settled()
+	c.port.Assured()
 	c.sndUna = c.sndNxt
 	c.handshake()
 	c.wl1 = seq

@@ -206,11 +206,11 @@ func (c *conn) end() flow.Time {
 		answered = c.guestBatch > 0
 	}
 	if answered && (c.hostSeen > 1 || c.guestBatch > 1) {
-		c.port.Settled()
+		c.port.Assured()
 		return c.lastAt + flow.Time(c.env.UDPStreamTimeout)
 	}
 	if answered {
-		c.port.Answered()
+		c.port.SeenReply()
 	}
 	return c.lastAt + flow.Time(c.env.UDPTimeout)
 }
