@@ -244,13 +244,13 @@ func (e *Engine) read(q tapio.Link) error {
 
 // spin looks for a frame for as long as that is worth while; 0 and nil if there is none.
 func (e *Engine) spin(q tapio.Link, room []byte) (int, error) {
-	for e.env.Rhythm.Hot() {
-		e.env.Rhythm.Yield()
+	for e.env.Spinner.ShouldSpin() {
+		e.env.Spinner.Yield()
 		if n, err := q.TryRead(room); n != 0 || err != nil {
 			return n, err
 		}
 	}
-	e.env.Rhythm.Cool()
+	e.env.Spinner.Missed()
 	return 0, nil
 }
 

@@ -54,7 +54,7 @@ func (c *conn) open(to Side) bool {
 			return false
 		}
 	}
-	c.s.rhythm.Extend()
+	c.s.spinner.Extend()
 	return true
 }
 
@@ -132,7 +132,7 @@ func (c *conn) turn() (more bool, e unix.Errno) {
 		n, again, e := c.flow[i].run(&c.side[i], &c.side[1-i], &c.s.pipes)
 		if n > 0 {
 			c.s.counters.Bytes.Add(uint64(n))
-			c.s.rhythm.Message(c.w, flow.Side(i+1), n)
+			c.s.spinner.Message(c.w, flow.Side(i+1), n)
 		}
 		if e != 0 {
 			return false, e
@@ -151,7 +151,7 @@ func (c *conn) linger() bool {
 	if c.flow[0].corked || c.flow[1].corked {
 		// In a bulk transfer whoever feeds it may just want the CPU. What comes at once saves a
 		// wake-up, and goes along in larger segments.
-		c.s.rhythm.Yield()
+		c.s.spinner.Yield()
 		if c.w.look() {
 			return true
 		}

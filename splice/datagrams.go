@@ -69,7 +69,7 @@ func (s *Splicer) serveUDP(w *watch, fd int, to Side, src, dst netip.AddrPort, f
 	for _, b := range first {
 		f.send(&f.side[1], b)
 	}
-	s.rhythm.Extend()
+	s.spinner.Extend()
 	f.used.Store(int64(f.lastAt))
 	s.mayGiveWay(f)
 	defer s.keep(f)
@@ -189,7 +189,7 @@ func (f *datagrams) move(src, dst *peer, i int) (more, ok bool) {
 		f.lastAt = flow.Now()
 		f.used.Store(int64(f.lastAt))
 		total := f.forward(b, n, dst)
-		f.s.rhythm.Message(f.w, flow.Side(i+1), total)
+		f.s.spinner.Message(f.w, flow.Side(i+1), total)
 		if n < maxBatch {
 			src.readable = false // the watch will say when there is more
 			return false, true

@@ -26,7 +26,7 @@
 // have ended. A reset, an error, or a failed connect resets both sides, so that both peers see RST.
 // What a peer had sent before it reset is passed on first, as far as the other side takes it at once.
 //
-// Request and response traffic is noticed by its rhythm (flow.Rhythm): then the flow looks for the
+// Request and response traffic is noticed by its rhythm (flow.Spinner): then the flow looks for the
 // next message for a short while before it sleeps.
 //
 // A datagram flow has the same watch, and moves datagrams in batches, each row of equal sizes as one

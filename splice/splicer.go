@@ -64,7 +64,7 @@ type Counters struct {
 type Splicer struct {
 	cfg      Config
 	counters Counters
-	rhythm   flow.Rhythm[watch]
+	spinner  flow.Spinner[watch]
 	pipes    pipes
 	streams  [2][2]*pool // TCP sockets by side; IPv6 and IPv4
 	packets  [2][2]*pool // UDP sockets likewise
@@ -246,17 +246,17 @@ func pick(p *[2]*pool, v4 bool) *pool {
 // spin looks for the next message of w's flow for as long as that is worth while, and reports whether
 // there is something.
 func (s *Splicer) spin(w *watch) bool {
-	r := &s.rhythm
+	r := &s.spinner
 	if !r.Of(w) {
 		return false
 	}
-	for r.Hot() {
+	for r.ShouldSpin() {
 		if w.look() {
 			return true
 		}
 		r.Yield()
 	}
-	r.Cool()
+	r.Missed()
 	return false
 }
 

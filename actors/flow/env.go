@@ -62,8 +62,8 @@ type Env struct {
 	// Ended are the TCP connections that have ended well of late.
 	Ended Ended
 
-	// Rhythm decides whether the next message is looked for before one sleeps.
-	Rhythm Rhythm[Port]
+	// Spinner decides whether the next message is looked for before one sleeps.
+	Spinner Spinner[Port]
 
 	// Load knows whether flows have work to do that should not wait for new ones.
 	Load Load

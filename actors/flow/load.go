@@ -41,7 +41,7 @@ func (l *Load) Busy(now Time) bool {
 
 // Message notes that n bytes came from side for the flow of p. Only p's actor calls it.
 func (e *Env) Message(p *Port, side Side, n int) {
-	e.Rhythm.Message(p, side, n)
+	e.Spinner.Message(p, side, n)
 	if p.moved += uint64(n); p.moved >= bulk {
 		e.Load.moved.Add(uint64(n))
 	}

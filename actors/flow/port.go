@@ -282,8 +282,8 @@ func (p *Port) AlarmDone() { p.alarmAt = 0 }
 
 // Spin looks for mail, a note or something from the socket for as long as r is hot and the host's
 // answer is what this flow waits for. It returns true if Wait need not be called.
-func (p *Port) Spin(r *Rhythm[Port]) bool {
-	for r.Asked(p) && r.Hot() {
+func (p *Port) Spin(r *Spinner[Port]) bool {
+	for r.AwaitsHost(p) && r.ShouldSpin() {
 		if len(p.in) > 0 || p.notes.Load()&^noteWatching != 0 || p.step(uintptr(p.fd)) {
 			return true
 		}

@@ -176,7 +176,7 @@ func (c *conn) step() {
 	}
 	c.setAlarm()
 	c.spinning = true
-	found := c.port.Spin(&c.env.Rhythm)
+	found := c.port.Spin(&c.env.Spinner)
 	c.spinning = false
 	if !found {
 		c.port.Wait(true, 0)
@@ -334,7 +334,7 @@ func (c *conn) accepted() {
 	c.rcvEdge = c.rcvNxt + uint32(c.first)
 	c.lastWnd = uint32(c.first)
 	c.sendSYN()
-	c.env.Rhythm.Extend()
+	c.env.Spinner.Extend()
 	c.sndNxt = c.sndUna + 1
 	c.sndMax = c.sndNxt
 	c.rtoAt = flow.Now() + c.rto

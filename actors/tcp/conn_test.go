@@ -502,8 +502,8 @@ func TestAckWhileOthersAreInRhythm(t *testing.T) {
 	go func() {
 		defer close(done)
 		for !stop.Load() {
-			b.env.Rhythm.Message(other, flow.FromGuest, 1)
-			b.env.Rhythm.Message(other, flow.FromHost, 1)
+			b.env.Spinner.Message(other, flow.FromGuest, 1)
+			b.env.Spinner.Message(other, flow.FromHost, 1)
 		}
 	}()
 	for i := range 200 {

@@ -122,7 +122,7 @@ func Deliver(env *flow.Env, k *flow.Key, datagrams [][]byte) {
 
 func (c *conn) run() {
 	for c.step() {
-		if !c.port.Spin(&c.env.Rhythm) {
+		if !c.port.Spin(&c.env.Spinner) {
 			c.port.Wait(true, 0)
 		}
 	}

@@ -83,7 +83,7 @@ func ServeListener(env *flow.Env, port *flow.Port, fd int, l flow.Listener) bool
 	defer c.disperse()
 	c.readErrors() // of what earlier ones have sent
 	for c.fromHost(); c.step(); {
-		if !port.Spin(&env.Rhythm) {
+		if !port.Spin(&env.Spinner) {
 			port.Wait(true, 0)
 		}
 	}

@@ -20,7 +20,7 @@ const (
 //
 // The zero value is ready for use. Any goroutine may call its methods; calls that cross each other may
 // spoil a trial.
-type contest struct {
+type trial struct {
 	phase  atomic.Uint32
 	n      atomic.Uint32 // messages in this phase
 	sum    atomic.Int64  // of their times
@@ -36,7 +36,7 @@ const (
 )
 
 // note notes that a message came d after the one before.
-func (c *contest) note(d Time) {
+func (c *trial) note(d Time) {
 	sum := c.sum.Add(int64(min(d, longest)))
 	n := c.n.Add(1)
 	switch phase := c.phase.Load(); {
@@ -51,14 +51,14 @@ func (c *contest) note(d Time) {
 	}
 }
 
-func (c *contest) next(phase uint32) {
+func (c *trial) next(phase uint32) {
 	c.n.Store(0)
 	c.sum.Store(0)
 	c.phase.Store(phase)
 }
 
 // look reports whether messages are to be looked for now.
-func (c *contest) look() bool {
+func (c *trial) poll() bool {
 	switch c.phase.Load() {
 	case tryLooking:
 		return true

@@ -20,10 +20,10 @@ func TestContest(t *testing.T) {
 		{"one message in ten is late", 70 * us, 110 * us, true},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			var c contest
+			var c trial
 			message := func(i int, looking, sleeping Time) {
 				d := sleeping
-				if c.look() {
+				if c.poll() {
 					d = looking
 				}
 				if row.name == "one message in ten is late" && i%10 == 0 {
@@ -36,7 +36,7 @@ func TestContest(t *testing.T) {
 			}
 			looked := 0
 			for i := range keepMessages {
-				if c.look() {
+				if c.poll() {
 					looked++
 				}
 				message(i, row.looking, row.sleeping)
@@ -52,7 +52,7 @@ func TestContest(t *testing.T) {
 			for i := range 2 * tryMessages {
 				message(i, row.sleeping, row.looking/2)
 			}
-			if c.look() {
+			if c.poll() {
 				t.Error("still looks for messages though that is slower now")
 			}
 		})

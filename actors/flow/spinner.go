@@ -35,7 +35,7 @@ const (
 	FromHost
 )
 
-// Rhythm notices request and response traffic: single small messages that alternate between the
+// Spinner notices request and response traffic: single small messages that alternate between the
 // sides, one exchange after the other. While it goes on and answers come quickly, those who wait
 // look for the next message for a short while before they sleep. Bulk transfers, several busy flows,
 // slow peers and silence all break the rhythm, and then nobody looks; nor where that does not pay, for
@@ -43,18 +43,18 @@ const (
 //
 // The zero value is ready for use, and all methods may be called by anyone. It is a guess about the
 // near future: calls that cross each other may spoil it, and nothing worse.
-type Rhythm[T any] struct {
+type Spinner[T any] struct {
 	side  atomic.Uint32
 	owner atomic.Pointer[T]
 	score atomic.Uint32 // messages in turn
 	need  atomic.Uint32 // how many make a rhythm, but at least spinAfter
 	hits  atomic.Uint32 // messages since one was looked for in vain
 	last  atomic.Int64  // time of the last message
-	pays  contest       // whether looking is the faster way now
+	pays  trial         // whether looking is the faster way now
 }
 
 // Message notes that n bytes came from side for the flow of p.
-func (r *Rhythm[T]) Message(p *T, side Side, n int) {
+func (r *Spinner[T]) Message(p *T, side Side, n int) {
 	if runtime.NumCPU() == 1 {
 		return // whom we wait for needs the CPU
 	}
@@ -73,22 +73,22 @@ func (r *Rhythm[T]) Message(p *T, side Side, n int) {
 	}
 }
 
-func (r *Rhythm[T]) enough() uint32 { return max(r.need.Load(), spinAfter) }
+func (r *Spinner[T]) enough() uint32 { return max(r.need.Load(), spinAfter) }
 
-// Hot reports whether the next message is worth looking for now.
-func (r *Rhythm[T]) Hot() bool {
-	return r.score.Load() > r.enough() && r.pays.look() && r.hits.Load()%spinRow != 0 && Now()-Time(r.last.Load()) < spinFor
+// ShouldSpin reports whether the next message is worth looking for now.
+func (r *Spinner[T]) ShouldSpin() bool {
+	return r.score.Load() > r.enough() && r.pays.poll() && r.hits.Load()%spinRow != 0 && Now()-Time(r.last.Load()) < spinFor
 }
 
 // Yield lets other goroutines, and other threads that want this CPU, go first. It is what is to be
 // done between two looks.
-func (r *Rhythm[T]) Yield() {
+func (r *Spinner[T]) Yield() {
 	runtime.Gosched()
 	unix.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0)
 }
 
-// Cool is called by who has looked for a message in vain, before it sleeps.
-func (r *Rhythm[T]) Cool() {
+// Missed is called by who has looked for a message in vain, before it sleeps.
+func (r *Spinner[T]) Missed() {
 	if r.score.Load() <= r.enough() || Now()-Time(r.last.Load()) < spinFor {
 		return
 	}
@@ -102,18 +102,18 @@ func (r *Rhythm[T]) Cool() {
 
 // Extend gives the next message its full time again: what has just happened, a new connection, is
 // part of an exchange without being a message.
-func (r *Rhythm[T]) Extend() {
+func (r *Spinner[T]) Extend() {
 	if r.score.Load() > r.enough() {
 		r.last.Store(int64(Now()))
 	}
 }
 
-// Asked reports whether p's flow waits for the host's answer to a message of the guest. Only then
+// AwaitsHost reports whether p's flow waits for the host's answer to a message of the guest. Only then
 // the socket is looked at: the next message comes from the guest, and the reader, which may be
 // asleep, is woken for it by a thread that sleeps.
-func (r *Rhythm[T]) Asked(p *T) bool {
+func (r *Spinner[T]) AwaitsHost(p *T) bool {
 	return Side(r.side.Load()) == FromGuest && r.Of(p)
 }
 
 // Of reports whether the last message was one of p's flow.
-func (r *Rhythm[T]) Of(p *T) bool { return r.owner.Load() == p }
+func (r *Spinner[T]) Of(p *T) bool { return r.owner.Load() == p }
