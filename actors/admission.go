@@ -43,7 +43,7 @@ type admission struct {
 	polled atomic.Int64 // when somebody has last slept for those who wait for the link or a socket, in flow.Time
 	until  atomic.Int64 // when the turn is over of those that begin, likewise
 
-	budget flow.Allowance // for those that begin
+	budget flow.Budget    // for those that begin
 	since  atomic.Int64   // when who is inside was let in, in flow.Time
 	delays chan flow.Time // how long the porter is to wait; it is inside then
 	full   atomic.Bool    // no more can wait
@@ -67,7 +67,7 @@ type waitingFrame struct {
 // open makes d the door of e.
 func (d *admission) open(e *Engine) {
 	d.e = e
-	d.budget = flow.Allowance{Load: &e.env.Load, Part: beginPart}
+	d.budget = flow.Budget{Load: &e.env.Load, Part: beginPart}
 	d.delays = make(chan flow.Time, maxOpening)
 }
 
@@ -84,7 +84,7 @@ func (d *admission) admit(b []byte, pkt *frame.Packet) bool {
 	var rest flow.Time
 	if d.opening < maxOpening && len(d.queue) == 0 {
 		now := flow.Now()
-		if rest = d.budget.Wait(now); rest == 0 || d.ended {
+		if rest = d.budget.Delay(now); rest == 0 || d.ended {
 			d.opening++
 			d.since.Store(int64(now))
 			return true
@@ -162,7 +162,7 @@ func (d *admission) admitNext(turns func()) {
 }
 
 // spend notes the time for who was inside.
-func (d *admission) charge() { d.budget.Spend(1, flow.Time(d.since.Load()), flow.Now()) }
+func (d *admission) charge() { d.budget.Charge(1, flow.Time(d.since.Load()), flow.Now()) }
 
 // porter lets those in whose time had not come, until ctx ends; then all that wait.
 func (d *admission) run(ctx context.Context) {
@@ -229,7 +229,7 @@ func (d *admission) pop() (waitingFrame, bool) {
 		d.opening--
 		return waitingFrame{}, false
 	}
-	if rest := d.budget.Wait(flow.Now()); rest > 0 && !d.ended {
+	if rest := d.budget.Delay(flow.Now()); rest > 0 && !d.ended {
 		d.delays <- rest
 		return waitingFrame{}, false
 	}

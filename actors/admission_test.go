@@ -76,7 +76,7 @@ func TestNewFlowsWaitWhileOthersHaveWork(t *testing.T) {
 		port := taking(t, func(c *net.TCPConn) { c.Read(make([]byte, 1)) })
 		until(t, "a busy transfer", func() bool { return s.env.Load.Busy(flow.Now()) })
 		now := flow.Now()
-		s.admission.budget.Spend(int(debt), now-debt, now)
+		s.admission.budget.Charge(int(debt), now-debt, now)
 		s.link.Write(raw(1024, port, frame.SYN, 1, 0, 4096))
 		s.link.Write(raw(1025, port, frame.SYN, 1, 0, 4096))
 		until(t, "two to wait", func() bool { return waiting(s) == 2 })

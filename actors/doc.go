@@ -39,11 +39,11 @@
 //     is not told, and asks again; others are reset.
 //   - Flows that begin: one makes its socket at a time, so that those there are get their turn (door).
 //     512 KiB of frames wait for that, in slabs; what comes beyond that is lost.
-//   - Time: while flows that last move data (flow.Load), an eighth of a CPU is for flows that begin, another one
-//     for peers that a UDP port has not met before, and a sixteenth for each service (flow.Allowance).
+//   - Time: while flows that last move data (flow.BulkLoad), an eighth of a CPU is for flows that begin, another one
+//     for peers that a UDP port has not met before, and a sixteenth for each service (flow.Budget).
 //   - Data of all flows: Config.Memory. Two thirds of it are slabs of 128 KiB, for frames between reader and
 //     actors. The rest is for fragments (package frag) and for what TCP connections hold (package tcp), which
-//     a flow takes from flow.Budget.
+//     a flow takes from flow.MemoryBudget.
 //   - Candidates for the guest's address: one under way and one that waits for each of its three addresses, with
 //     five questions in 400 ms.
 //   - Beside them a fixed part: pools of buffers, the table, the services.

@@ -128,7 +128,7 @@ func New(cfg Config) *Engine {
 	e.evictor = flow.NewEvictor(cfg.Limit)
 	e.admission.open(e)
 	e.services.budget(&e.env.Load)
-	e.env.Peers = flow.Allowance{Load: &e.env.Load, Part: beginPart}
+	e.env.Peers = flow.Budget{Load: &e.env.Load, Part: beginPart}
 	e.env.EvictOne = cfg.Limit.Reclaim
 	cfg.Limit.AddReclaimer(reclaimer{e})
 	e.env.SetGuestMAC(cfg.GuestMAC)
@@ -412,7 +412,7 @@ func (e *Engine) create(k *flow.Key, b []byte, pkt *frame.Packet) *flow.Port {
 	var o openPlan
 	p := e.plan(k, b, pkt, &o)
 	if o.serve == nil {
-		if !isService(p) && e.env.Peers.Wait(flow.Now()) > 0 {
+		if !isService(p) && e.env.Peers.Delay(flow.Now()) > 0 {
 			e.admission.lose() // the first datagram for another peer of a flow's
 			return drop
 		}

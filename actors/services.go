@@ -28,17 +28,17 @@ type services struct {
 
 	fragments *flow.Port // of IP packets
 
-	budgets map[*flow.Port]*flow.Allowance // of all but fragments, which are part of what flows carry
+	budgets map[*flow.Port]*flow.Budget // of all but fragments, which are part of what flows carry
 }
 
 // servicePart is the part of a CPU for each service while flows have work.
 const servicePart = 16
 
 // budget has the services' time be limited while load is busy.
-func (s *services) budget(load *flow.Load) {
-	s.budgets = make(map[*flow.Port]*flow.Allowance)
+func (s *services) budget(load *flow.BulkLoad) {
+	s.budgets = make(map[*flow.Port]*flow.Budget)
 	for _, p := range []*flow.Port{s.neigh, s.refuse, s.dhcp, s.dhcpv6} {
-		s.budgets[p] = &flow.Allowance{Load: load, Part: servicePart}
+		s.budgets[p] = &flow.Budget{Load: load, Part: servicePart}
 	}
 }
 
@@ -48,7 +48,7 @@ func (s *services) ready(p *flow.Port) bool {
 		return true
 	}
 	a := s.budgets[p]
-	return a.Wait(flow.Now()) == 0
+	return a.Delay(flow.Now()) == 0
 }
 
 func newServices(cfg *Config) services {
@@ -130,7 +130,7 @@ func (e *Engine) serve(ctx context.Context, p *flow.Port, answer answer, later *
 
 // serveRun answers the frames of r, as many as budget, if it is not nil, has time for, and releases it. Whatever a
 // frame brings about ends with its run.
-func (e *Engine) serveRun(r *flow.Run, budget *flow.Allowance, answer answer) {
+func (e *Engine) serveRun(r *flow.Run, budget *flow.Budget, answer answer) {
 	buf := e.env.Buffer()
 	defer func() {
 		if v := recover(); v != nil {
@@ -149,14 +149,14 @@ func (e *Engine) serveRun(r *flow.Run, budget *flow.Allowance, answer answer) {
 		if frame.Parse(v.Frame, &pkt) != frame.OK {
 			continue
 		}
-		if budget != nil && budget.Wait(begin) > 0 {
+		if budget != nil && budget.Delay(begin) > 0 {
 			e.env.Counters.ServiceDrops.Reached(e.cfg.Log, "Too many questions at a time, some get no answer")
 			continue
 		}
 		e.send(buf[:answer(&v, &pkt, buf[:])])
 		if budget != nil {
 			now := flow.Now()
-			budget.Spend(1, begin, now)
+			budget.Charge(1, begin, now)
 			begin = now
 		}
 	}

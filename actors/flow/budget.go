@@ -1,103 +1,103 @@
 package flow
 
-import "sync/atomic"
-
-// Shares of a ceiling, which bounds all memory that the flows of one guest can make us hold.
-const (
-	// DefaultMemory is the ceiling unless another is chosen, and LeastMemory the lowest that can be.
-	DefaultMemory = 96 << 20
-	LeastMemory   = 8 << 20
-
-	defaultBudget = DefaultMemory / 3 // see Budget
-
-	// creditStep is what a flow takes of a Budget at a time, while that is plenty.
-	creditStep = 16 << 10
-	// shareOf is the part of what is free of a Budget that one flow may be promised.
-	shareOf = 64
+import (
+	"sync"
+	"sync/atomic"
+	"time"
 )
 
-// Budget bounds the bytes that flows hold together: data from the guest that their sockets did not take, and
-// segments that came before their turn. It works as the dynamic threshold of a switch's buffer does: what one flow
-// may be promised is a part of what is free, so that a few that are stuck do not take all, and many that are
-// get little each.
+const (
+	// bulk is the number of bytes after which a flow is one that has work for long.
+	bulk = 1 << 20
+	// busyRate is the rate at which such flows together count as busy, in bytes a second: with less they find
+	// the time for it beside everything else. It is measured over busyStep at least, and holds for busyFor.
+	busyRate = 4 << 20
+	busyStep = Time(10 * time.Millisecond)
+	busyFor  = Time(200 * time.Millisecond)
+)
+
+// BulkLoad knows whether flows that last have work to do, for whom the time should be that others would take. Short
+// flows, one after the other, are no such load, however many they are.
 //
-// A flow takes from it by its Credit. The zero value is a budget of a third of DefaultMemory.
+// Any goroutine may use it; the zero value is idle.
+type BulkLoad struct {
+	moved atomic.Uint64 // bytes
+	until atomic.Int64  // when it ends to be busy, in Time
+
+	seenAt atomic.Int64 // when moved was seen last, in Time
+	seen   atomic.Uint64
+}
+
+// Busy reports whether there is such work.
+func (l *BulkLoad) Busy(now Time) bool {
+	if at := l.seenAt.Load(); now >= Time(at)+busyStep && l.seenAt.CompareAndSwap(at, int64(now)) {
+		n := l.moved.Load()
+		if moved := n - l.seen.Swap(n); float64(moved) >= busyRate*time.Duration(now-Time(at)).Seconds() {
+			l.until.Store(int64(now + busyFor))
+		}
+	}
+	return now < Time(l.until.Load())
+}
+
+// Message notes that n bytes came from side for the flow of p. Only p's actor calls it.
+func (e *Env) Message(p *Port, side Side, n int) {
+	e.Spinner.Message(p, side, n)
+	if p.moved += uint64(n); p.moved >= bulk {
+		e.Load.moved.Add(uint64(n))
+	}
+}
+
+const (
+	// allowed is the most that is saved up of an allowance, and portion what is waited for when it is used up:
+	// to wake up costs as much as to begin a flow.
+	allowed = Time(2 * time.Millisecond)
+	portion = Time(250 * time.Microsecond)
+	// dearest is the most that one piece of work counts for. It is measured by the clock, and may have waited
+	// for others.
+	dearest = Time(200 * time.Microsecond)
+)
+
+// Budget is the time of a CPU for work of a kind that may come without end, while a Load is busy: one
+// part of Part. While it is not, or Load is nil, there is no limit.
+//
+// Any goroutine may use it.
 type Budget struct {
-	max  int64
-	_    [56]byte // used changes with the flows, max never
-	used atomic.Int64
-	_    [56]byte
+	Load *BulkLoad
+	Part int
+
+	mu sync.Mutex
+	at Time // when left was true
+	// left is what may be used now, a debt if it is negative.
+	left Time
 }
 
-// SetMax sets the size of the budget, before the first flow begins.
-func (b *Budget) SetMax(n int) { b.max = int64(n) }
-
-// Used returns the bytes that are taken now.
-func (b *Budget) Used() int { return int(b.used.Load()) }
-
-// Free returns the bytes that are not taken.
-func (b *Budget) Free() int { return int(b.size() - b.used.Load()) }
-
-func (b *Budget) size() int64 {
-	if b.max == 0 {
-		return defaultBudget
+// Delay returns how long work has to wait for its turn now; 0: not at all.
+func (a *Budget) Delay(now Time) Time {
+	if a.Load == nil || !a.Load.Busy(now) {
+		return 0
 	}
-	return b.max
-}
-
-// Scarce reports whether more than half of it is taken.
-func (b *Budget) Scarce() bool { return b.used.Load() > b.size()/2 }
-
-// Share returns how much more one flow may be promised now. A quarter of the budget is never promised: it is
-// for what promises did not foresee.
-func (b *Budget) Share() int { return max(b.Free()-int(b.size()/4), 0) / shareOf }
-
-// Credit is what one flow has taken of a Budget, in steps, so that flows seldom meet there. The flow's
-// actor owns it.
-type Credit struct {
-	got, used int
-}
-
-// Used returns the bytes in use.
-func (c *Credit) Used() int { return c.used }
-
-// Acquire takes n bytes and reports whether they were free. No flow gets more than there is left for all others
-// together.
-func (c *Credit) Take(b *Budget, n int) bool {
-	need := c.used + n - c.got
-	if need > 0 && !c.fetch(b, need, n) {
-		return false
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.refill(now); a.left > 0 {
+		return 0
 	}
-	c.used += n
-	return true
+	return (portion - a.left) * Time(a.Part)
 }
 
-// fetch takes need bytes from b, and perhaps more.
-func (c *Credit) fetch(b *Budget, need, n int) bool {
-	free := b.Free()
-	if c.used+n > free {
-		return false
+// Charge says that n pieces of work took the time from begin to now.
+func (a *Budget) Charge(n int, begin, now Time) {
+	if a.Load == nil || !a.Load.Busy(now) {
+		return
 	}
-	if step := max(need, creditStep); step <= free/shareOf && c.add(b, step) {
-		return true
-	}
-	return c.add(b, need)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.refill(now)
+	a.left -= min(now-begin, Time(n)*dearest)
 }
 
-func (c *Credit) add(b *Budget, n int) bool {
-	if b.used.Add(int64(n)) > b.size() {
-		b.used.Add(int64(-n))
-		return false
-	}
-	c.got += n
-	return true
-}
-
-// Release gives n bytes back.
-func (c *Credit) Give(b *Budget, n int) {
-	c.used -= n
-	if spare := c.got - c.used; c.used == 0 || spare > 2*creditStep {
-		b.used.Add(int64(-spare))
-		c.got = c.used
+func (a *Budget) refill(now Time) {
+	if now > a.at {
+		a.left = min(a.left+(now-a.at)/Time(a.Part), allowed)
+		a.at = now
 	}
 }

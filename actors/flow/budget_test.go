@@ -1,98 +1,110 @@
 package flow
 
 import (
-	"math/rand/v2"
-	"sync"
 	"testing"
-
-	"pgregory.net/rapid"
+	"time"
 )
 
-// What flows take is never more than there is, what one of them has no more than what is left, and all comes
-// back.
-func TestBudgetIsKept(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
-		var b Budget
-		size := rapid.IntRange(1, 1<<20).Draw(t, "size")
-		b.SetMax(size)
-		flows := make([]Credit, rapid.IntRange(1, 8).Draw(t, "flows"))
-		for range rapid.IntRange(1, 200).Draw(t, "steps") {
-			c := &flows[rapid.IntRange(0, len(flows)-1).Draw(t, "flow")]
-			if c.used > 0 && rapid.Bool().Draw(t, "give") {
-				c.Give(&b, rapid.IntRange(1, c.used).Draw(t, "n"))
-			} else {
-				n := rapid.IntRange(1, 1<<17).Draw(t, "n")
-				free, used := b.Free(), c.used
-				switch ok := c.Take(&b, n); {
-				case ok && c.used != used+n || !ok && c.used != used:
-					t.Fatalf("%d in use after Take(%d), %d before", c.used, n, used)
-				case !ok && used+n <= free:
-					t.Fatalf("Take(%d) is refused, %d are free and %d in use", n, free, used)
-				}
-			}
-			sum := 0
-			for i := range flows {
-				sum += flows[i].got
-				if f := &flows[i]; f.used > f.got || f.used == 0 && f.got != 0 || f.got-f.used > 2*creditStep+(1<<17) {
-					t.Fatalf("%d in use of %d", f.used, f.got)
-				}
-			}
-			if sum != b.Used() || sum > size {
-				t.Fatalf("%d bytes are counted, %d taken, of %d", b.Used(), sum, size)
+const ms = Time(time.Millisecond)
+
+// move has a flow that lasts move data at a rate, in bytes a millisecond, from one time to another, and asks each
+// millisecond.
+func move(l *BulkLoad, p *Port, from, to Time, rate int) (busy bool) {
+	e := &Env{}
+	for now := from; now < to; now += ms {
+		e.Message(p, FromGuest, rate)
+		l.moved.Add(e.Load.moved.Swap(0))
+		busy = l.Busy(now)
+	}
+	return busy
+}
+
+func TestLoad(t *testing.T) {
+	t.Run("bulk", func(t *testing.T) {
+		var l BulkLoad
+		p := NewPort(Key{})
+		if !move(&l, p, ms, 200*ms, 100e3) {
+			t.Error("not busy while 100 MB/s are moved")
+		}
+		if move(&l, p, 200*ms, 600*ms, 0) {
+			t.Error("busy while nothing is moved")
+		}
+		if !move(&l, p, 600*ms, 700*ms, 100e3) {
+			t.Error("not busy when it goes on")
+		}
+	})
+	t.Run("short flows", func(t *testing.T) {
+		var l BulkLoad
+		for now := ms; now < 500*ms; now += 5 * ms {
+			if move(&l, NewPort(Key{}), now, now+5*ms, 100e3) {
+				t.Fatal("busy with flows of half a megabyte")
 			}
 		}
-		for i := range flows {
-			flows[i].Give(&b, flows[i].used)
-		}
-		if b.Used() != 0 {
-			t.Fatalf("%d bytes are left", b.Used())
+	})
+	t.Run("a trickle", func(t *testing.T) {
+		var l BulkLoad
+		p := NewPort(Key{})
+		move(&l, p, ms, 100*ms, 100e3)
+		if move(&l, p, 100*ms, 600*ms, 1000) {
+			t.Error("busy with 1 MB/s")
 		}
 	})
 }
 
-func TestFlowsShareABudget(t *testing.T) {
-	var b Budget
-	b.SetMax(1 << 20)
-	var all sync.WaitGroup
-	for range 8 {
-		all.Go(func() {
-			var c Credit
-			for range 20000 {
-				if n := rand.IntN(40000); c.used > 0 && rand.IntN(2) == 0 {
-					c.Give(&b, min(n, c.used))
-				} else {
-					c.Take(&b, n)
-				}
-				if c.used < 0 || b.Free() < -8*(creditStep+40000) {
-					t.Errorf("%d in use, %d are free", c.used, b.Free())
-					return
-				}
+func TestAllowance(t *testing.T) {
+	var l BulkLoad
+	p := NewPort(Key{})
+	a := Budget{Load: &l, Part: 8}
+	const piece = 50 * Time(time.Microsecond)
+	work := func(from, to Time, rate int) (done int) {
+		for now := from; now < to; now += ms {
+			move(&l, p, now, now+ms, rate)
+			for used := Time(0); used < ms && a.Delay(now+used) == 0; done++ {
+				used += piece
+				a.Charge(1, now+used-piece, now+used)
 			}
-			c.Give(&b, c.used)
-		})
+		}
+		return done
 	}
-	all.Wait()
-	if b.Used() != 0 {
-		t.Errorf("%d bytes are left", b.Used())
+	if n := work(ms, 101*ms, 0); n != 2000 {
+		t.Errorf("%d pieces of work in 100 ms when nobody else has any, want 2000", n)
+	}
+	work(101*ms, 301*ms, 100e3)
+	n := work(301*ms, 1301*ms, 100e3)
+	if share := Time(n) * piece; share < 110*ms || share > 130*ms {
+		t.Errorf("%v of a second beside others, want an eighth", time.Duration(share))
+	}
+	work(1301*ms, 1601*ms, 0)
+	if n := work(1601*ms, 1701*ms, 0); n != 2000 {
+		t.Errorf("%d pieces in 100 ms when nobody else has any more, want 2000", n)
+	}
+
+	// What has rested may come at once, and what waits comes when it is said to.
+	move(&l, p, 1701*ms, 2000*ms, 100e3)
+	now, n := 2000*ms, 0
+	for ; a.Delay(now) == 0; n++ {
+		now += piece
+		a.Charge(1, now-piece, now)
+	}
+	if n < 40 || n > 50 {
+		t.Errorf("%d pieces at once, want a little more than 40", n)
+	}
+	rest := a.Delay(now)
+	move(&l, p, now, now+rest, 100e3)
+	if left := a.Delay(now + rest); left != 0 || rest <= 0 {
+		t.Errorf("told to wait for %v, and for %v then", rest, left)
 	}
 }
 
-// TestShareShrinks as more flows are stuck: the first of them do not take all, and the last ones get little.
-func TestShareShrinks(t *testing.T) {
-	var b Budget
-	b.SetMax(64 << 20)
-	last := b.Share()
-	for i := range 200 {
-		var c Credit
-		if !c.Take(&b, b.Share()) {
-			t.Fatalf("flow %d gets nothing", i)
-		}
-		if b.Share() >= last || b.Share() == 0 {
-			t.Fatalf("%d bytes for flow %d, %d for the one before", b.Share(), i+1, last)
-		}
-		last = b.Share()
-	}
-	if last > 64<<20/shareOf/16 {
-		t.Errorf("%d bytes for another when 200 are stuck", last)
+// TestAllowanceOfWorkThatWasHeldUp: a piece that was begun, and had to wait for a CPU, does not use up what
+// others have for long.
+func TestAllowanceOfWorkThatWasHeldUp(t *testing.T) {
+	var l BulkLoad
+	move(&l, NewPort(Key{}), ms, 100*ms, 100e3)
+	a := Budget{Load: &l, Part: 8}
+	a.Delay(100 * ms)
+	a.Charge(1, 100*ms, 150*ms)
+	if rest := a.Delay(150 * ms); rest > 4*ms {
+		t.Errorf("the next is to wait for %v", time.Duration(rest))
 	}
 }

@@ -9,7 +9,7 @@
 // allocated; a slab counts the runs that still point into it and goes back to its pool when the
 // last one is released.
 //
-// An actor is one goroutine. It sleeps in exactly one place, Port.Wait, and three things wake it:
+// An actor is one goroutine. It sleeps in exactly one place, Port.Delay, and three things wake it:
 // mail (or an alarm, or the engine's stop), readiness of its socket, and a time limit. Go's poller
 // wakes a goroutine that waits for a descriptor on the very thread that saw the event, which is
 // the cheapest wake-up there is; but a goroutine in the poller cannot listen to a channel. So the

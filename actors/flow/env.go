@@ -57,7 +57,7 @@ type Env struct {
 
 	// Held is for what TCP flows hold of the guest's data: what their sockets did not take, and what came
 	// before its turn.
-	Held Budget
+	Held MemoryBudget
 
 	// Ended are the TCP connections that have ended well of late.
 	Ended Ended
@@ -65,13 +65,13 @@ type Env struct {
 	// Spinner decides whether the next message is looked for before one sleeps.
 	Spinner Spinner[Port]
 
-	// Load knows whether flows have work to do that should not wait for new ones.
-	Load Load
+	// BulkLoad knows whether flows have work to do that should not wait for new ones.
+	Load BulkLoad
 
 	Closer *Closer // of the sockets of flows
 
 	// Peers is the time for peers of UDP that a flow has not met before.
-	Peers Allowance
+	Peers Budget
 
 	// Gate, if not nil, is the link's.
 	Gate tapio.Gate

@@ -292,7 +292,7 @@ func (p *Port) Spin(r *Spinner[Port]) bool {
 	return false
 }
 
-// Wait sleeps until there is mail or a note, until try (see Open) returned true, or for at most
+// Delay sleeps until there is mail or a note, until try (see Open) returned true, or for at most
 // limit if that is not 0. With socket false it leaves the socket alone. It may end for nothing, when the ring
 // of an earlier note comes late.
 func (p *Port) Wait(socket bool, limit time.Duration) {

@@ -71,7 +71,7 @@
 // # Limits
 //
 // A window may go beyond what the socket's send buffer takes for sure only as far as the flow has taken credit for
-// that from the budget of all flows (flow.Budget): the headroom, 128 KiB, but no more than a 64th of what is free.
+// that from the budget of all flows (flow.MemoryBudget): the headroom, 128 KiB, but no more than a 64th of what is free.
 // It shrinks as more flows hold data. Where there is none, the window is what the send buffer has room for, and opens
 // again when that does; a flow whose peer reads goes on like that. The first window, 65,535 bytes, shrinks likewise.
 // Should the socket take less than its room made expect, and the budget have no more, what comes is not

@@ -79,7 +79,7 @@
 // The state of a peer that the guest has not answered is worth little: it is made again by the peer's next
 // datagram. So the oldest gives way when there are too many, first to those of its own address or /64 (maxOfSource),
 // then among all (maxCallersAsked). The datagram itself reaches the guest in any case, but while others move data: new
-// peers then have a part of a CPU (flow.Allowance), and what comes beyond that is lost. Peers that were answered
+// peers then have a part of a CPU (flow.Budget), and what comes beyond that is lost. Peers that were answered
 // once are bounded as well, and so are all together.
 //
 // When the port is not forwarded any more, the flows in use get a connected socket each and are ordinary ones from

@@ -85,7 +85,7 @@ func (c *conn) fromGuest() {
 	}
 	c.flush(o)
 	if c.met > 0 {
-		c.env.Peers.Spend(c.met, begin, flow.Now())
+		c.env.Peers.Charge(c.met, begin, flow.Now())
 	}
 	c.env.Message(c.port, flow.FromGuest, n)
 	for i := range o.runs[:o.held] {

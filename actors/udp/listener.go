@@ -129,7 +129,7 @@ func (c *conn) caller(in *incoming, i int) *party {
 		w.meeting = now
 	}
 	c.met++
-	if c.env.Peers.Wait(now) > 0 {
+	if c.env.Peers.Delay(now) > 0 {
 		c.env.Counters.NotAdmitted.Reached(c.env.Log, "Too many new flows at a time, some are lost")
 		return nil
 	}
@@ -329,7 +329,7 @@ func (c *conn) metCallers() {
 		return
 	}
 	now := flow.Now()
-	c.env.Peers.Spend(c.met, w.meeting, now)
+	c.env.Peers.Charge(c.met, w.meeting, now)
 	w.meeting, c.met = 0, 0
 	if now-w.begun > visit {
 		time.Sleep(pause)
