@@ -73,7 +73,7 @@ func (d *admission) open(e *Engine) {
 
 // lose counts a frame that finds no room to wait.
 func (d *admission) lose() {
-	d.e.env.Counters.NotAdmitted.Reached(d.e.cfg.Log, "Too many new flows at a time, some are lost")
+	d.e.env.Counters.NotAdmitted.Hit(d.e.cfg.Log, "Too many new flows at a time, some are lost")
 }
 
 // enter reports whether the flow that the frame b, parsed as pkt, opens may begin now: then leave is to

@@ -28,7 +28,7 @@
 // # Limits
 //
 // A hostile guest harms only itself. All that it can make us keep is bounded, and where a bound is reached
-// that is counted and logged at most once a minute (flow.Bound).
+// that is counted and logged at most once a minute (flow.Counter).
 //
 //   - Flows: flow.MaxFlows, and as many as there are descriptors for; three quarters of those are for one
 //     kind. A flow costs at most 16 KiB of heap and stacks, sockets apart.

@@ -259,7 +259,7 @@ func (e *Engine) lose(q tapio.Link) error {
 	b := e.env.Buffer()
 	defer e.env.PutBuffer(b)
 	_, err := q.Read(b[:])
-	e.env.Counters.SlabsOut.Reached(e.cfg.Log, "Frames come faster than they are dealt with, some are lost")
+	e.env.Counters.SlabsOut.Hit(e.cfg.Log, "Frames come faster than they are dealt with, some are lost")
 	return err
 }
 
@@ -376,7 +376,7 @@ func (r *reader) deliver(slab *flow.Slab) {
 	}
 	r.any = false
 	if !r.e.services.ready(r.port) {
-		r.e.env.Counters.ServiceDrops.Reached(r.e.cfg.Log, "Too many questions at a time, some get no answer")
+		r.e.env.Counters.ServiceDrops.Hit(r.e.cfg.Log, "Too many questions at a time, some get no answer")
 		return
 	}
 	run := slab.Run(r.start)
@@ -391,7 +391,7 @@ func (r *reader) deliver(slab *flow.Slab) {
 	}
 	run.Release()
 	if isService(r.port) {
-		r.e.env.Counters.ServiceDrops.Reached(r.e.cfg.Log, "Too many questions at a time, some get no answer")
+		r.e.env.Counters.ServiceDrops.Hit(r.e.cfg.Log, "Too many questions at a time, some get no answer")
 	} else {
 		r.e.env.Counters.MailboxFull.Add(1)
 	}
@@ -558,7 +558,7 @@ func (e *Engine) admit(p *flow.Port, fromHost bool) error {
 		e.cfg.Limit.ReclaimIdle() // the new one has no answer yet, and would give way to itself
 	}
 	if !ok {
-		e.env.Counters.TableFull.Reached(e.cfg.Log, "Flow table is full, new flows are refused")
+		e.env.Counters.TableFull.Hit(e.cfg.Log, "Flow table is full, new flows are refused")
 		return flow.ErrFull
 	}
 	return nil
@@ -570,7 +570,7 @@ func (e *Engine) evict(p *flow.Port) bool {
 	if p == nil {
 		return false
 	}
-	e.env.Counters.Evicted.Reached(e.cfg.Log, "Too many flows without an answer, the oldest give way to others")
+	e.env.Counters.Evicted.Hit(e.cfg.Log, "Too many flows without an answer, the oldest give way to others")
 	p.Evict()
 	return true
 }
@@ -590,7 +590,7 @@ func (e reclaimer) LongestIdle() (flow.Time, func()) {
 	return last, func() {
 		if e.evictor.Take(p) {
 			e.env.Counters.Evicted.Add(1)
-			e.env.Counters.EvictedIdle.Reached(e.cfg.Log, "Too many flows, those of UDP that are idle for longest give way to others")
+			e.env.Counters.EvictedIdle.Hit(e.cfg.Log, "Too many flows, those of UDP that are idle for longest give way to others")
 			p.Evict()
 		}
 	}

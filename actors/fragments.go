@@ -74,7 +74,7 @@ func (f *fragments) deliver(b []byte) {
 	}
 	room := f.room()
 	if room == nil {
-		f.e.env.Counters.SlabsOut.Reached(f.e.cfg.Log, "Frames come faster than they are dealt with, some are lost")
+		f.e.env.Counters.SlabsOut.Hit(f.e.cfg.Log, "Frames come faster than they are dealt with, some are lost")
 		return
 	}
 	b = room[:copy(room, b)]
@@ -113,6 +113,6 @@ func (f *fragments) count() {
 	c.FragmentsExpired.Add(f.table.Expired)
 	f.table.Expired = 0
 	for ; f.table.Evicted > 0; f.table.Evicted-- {
-		c.FragmentsEvicted.Reached(f.e.cfg.Log, "Too many incomplete datagrams, the oldest give way to others")
+		c.FragmentsEvicted.Hit(f.e.cfg.Log, "Too many incomplete datagrams, the oldest give way to others")
 	}
 }

@@ -150,7 +150,7 @@ func (e *Engine) serveRun(r *flow.Run, budget *flow.Budget, answer answer) {
 			continue
 		}
 		if budget != nil && budget.Delay(begin) > 0 {
-			e.env.Counters.ServiceDrops.Reached(e.cfg.Log, "Too many questions at a time, some get no answer")
+			e.env.Counters.ServiceDrops.Hit(e.cfg.Log, "Too many questions at a time, some get no answer")
 			continue
 		}
 		e.send(buf[:answer(&v, &pkt, buf[:])])

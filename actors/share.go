@@ -124,14 +124,14 @@ func (e shares) Meet(p *flow.Port, k *flow.Key, peer, local netip.AddrPort) (*fl
 
 func (e shares) join(p *flow.Port, k *flow.Key, fromHost bool) (*flow.Member, error) {
 	if !e.evictor.AddShared(fromHost) {
-		e.env.Counters.TableFull.Reached(e.cfg.Log, "Flow table is full, new flows are refused")
+		e.env.Counters.TableFull.Hit(e.cfg.Log, "Flow table is full, new flows are refused")
 		return nil, flow.ErrFull
 	}
 	m := &flow.Member{Alias: flow.NewAlias(*k, p, true), FromHost: fromHost}
 	if err := e.table.Add(m.Alias); err != nil {
 		e.evictor.RemoveShared(fromHost)
 		if err == flow.ErrFull {
-			e.env.Counters.TableFull.Reached(e.cfg.Log, "Flow table is full, new flows are refused")
+			e.env.Counters.TableFull.Hit(e.cfg.Log, "Flow table is full, new flows are refused")
 		}
 		return nil, err
 	}

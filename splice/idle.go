@@ -38,7 +38,7 @@ func (s *Splicer) giveWay(f *datagrams) {
 	delete(s.idle, f)
 	f.over.Store(true)
 	f.w.ring()
-	s.counters.Evicted.Reached(s.cfg.Log, "Too many flows, spliced ones of UDP that are idle for longest give way to others")
+	s.counters.Evicted.Hit(s.cfg.Log, "Too many flows, spliced ones of UDP that are idle for longest give way to others")
 }
 
 // mayGiveWay has f give way when others need the room, until keep.

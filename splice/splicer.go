@@ -53,10 +53,10 @@ type Counters struct {
 	TCP, UDP atomic.Uint64 // flows made
 	Bytes    atomic.Uint64 // carried over connections
 	Refused  atomic.Uint64 // connections that the other side refused
-	Full     flow.Bound    // flows beyond the limit
-	Failed   flow.Bound    // flows for want of descriptors or memory, or for another fault of ours
+	Full     flow.Counter  // flows beyond the limit
+	Failed   flow.Counter  // flows for want of descriptors or memory, or for another fault of ours
 	Lost     atomic.Uint64 // datagrams the other side did not take
-	Evicted  flow.Bound    // flows of datagrams that have ended to make room for others
+	Evicted  flow.Counter  // flows of datagrams that have ended to make room for others
 	Panics   atomic.Uint64 // flows that ended by a fault
 }
 
@@ -163,7 +163,7 @@ func (s *Splicer) announce(proto uint16, fd int, to Side, dst netip.AddrPort) *f
 // start counts a flow and runs serve in a goroutine with a watch of its own, or else calls refuse.
 func (s *Splicer) start(count *atomic.Uint64, refuse func(), serve func(*watch)) {
 	if !s.cfg.Limit.Acquire(flowFiles) {
-		s.counters.Full.Reached(s.cfg.Log, "Too many flows, new ones are refused")
+		s.counters.Full.Hit(s.cfg.Log, "Too many flows, new ones are refused")
 		refuse()
 		return
 	}
@@ -265,7 +265,7 @@ func (s *Splicer) spin(w *watch) bool {
 func (s *Splicer) troubled(what string, err error) {
 	s.cfg.Log.Debug(what, zap.Error(err))
 	if flow.Exhausted(err) {
-		s.counters.Failed.ReachedBy(s.cfg.Log, what, err)
+		s.counters.Failed.HitBy(s.cfg.Log, what, err)
 		s.cfg.Limit.Reclaim()
 		return
 	}

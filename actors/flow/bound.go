@@ -13,29 +13,29 @@ import (
 // boundPeriod is the time between two messages that the same bound was reached.
 const boundPeriod = Time(time.Minute)
 
-// Bound counts how often a limit was reached. Any goroutine may use it; the zero value is 0.
-type Bound struct {
+// Counter counts how often a limit was reached. Any goroutine may use it; the zero value is 0.
+type Counter struct {
 	atomic.Uint64
 	told atomic.Int64 // when that was last logged, in Time; 0: never
 }
 
-// Reached counts once more, and warns of it with message if that was not done for a minute. It does
+// Hit counts once more, and warns of it with message if that was not done for a minute. It does
 // not allocate unless it warns.
-func (b *Bound) Reached(log *zap.Logger, message string) {
+func (b *Counter) Hit(log *zap.Logger, message string) {
 	if b.count() {
 		log.Warn(message, zap.Uint64("times", b.Load()))
 	}
 }
 
-// ReachedBy is Reached with the error that shows it.
-func (b *Bound) ReachedBy(log *zap.Logger, message string, err error) {
+// HitBy is Reached with the error that shows it.
+func (b *Counter) HitBy(log *zap.Logger, message string, err error) {
 	if b.count() {
 		log.Warn(message, zap.Uint64("times", b.Load()), zap.Error(err))
 	}
 }
 
 // count counts, and reports whether a message is due.
-func (b *Bound) count() bool {
+func (b *Counter) count() bool {
 	b.Add(1)
 	now, then := int64(Now())+1, b.told.Load()
 	return (then == 0 || now-then >= int64(boundPeriod)) && b.told.CompareAndSwap(then, now)
@@ -66,7 +66,7 @@ func (e *Env) NoSocket(p *Port, message string, err error) bool {
 	if !Exhausted(err) {
 		return false
 	}
-	e.Counters.NoSocket.ReachedBy(e.Log, message, err)
+	e.Counters.NoSocket.HitBy(e.Log, message, err)
 	e.Closer.Scarce()
 	p.Ending() // or it might give way to itself
 	return e.EvictOne != nil && e.EvictOne()

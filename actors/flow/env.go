@@ -92,31 +92,31 @@ type Env struct {
 type Counters struct {
 	Dropped      [frame.NumReasons]atomic.Uint64 // frames from the guest that were refused, by reason
 	MailboxFull  atomic.Uint64                   // runs lost since an actor had not caught up
-	SlabsOut     Bound                           // frames lost since no slab was free
-	TableFull    Bound                           // flows refused
-	Evicted      Bound                           // flows that have ended to make room for others
-	EvictedIdle  Bound                           // those among them that were in use before
-	NotAdmitted  Bound                           // frames lost that would have opened flows, since too many came at a time
-	NoSocket     Bound                           // flows refused for want of descriptors or memory
-	HeldFull     Bound                           // windows that stayed small since all flows together held too much
-	EarlyFull    Bound                           // TCP segments dropped since all flows together kept too much
-	HeldRefused  Bound                           // bytes in order that neither the socket nor the budget had room for: runs of them
-	Unasked      Bound                           // TCP segments with data beyond the window
+	SlabsOut     Counter                         // frames lost since no slab was free
+	TableFull    Counter                         // flows refused
+	Evicted      Counter                         // flows that have ended to make room for others
+	EvictedIdle  Counter                         // those among them that were in use before
+	NotAdmitted  Counter                         // frames lost that would have opened flows, since too many came at a time
+	NoSocket     Counter                         // flows refused for want of descriptors or memory
+	HeldFull     Counter                         // windows that stayed small since all flows together held too much
+	EarlyFull    Counter                         // TCP segments dropped since all flows together kept too much
+	HeldRefused  Counter                         // bytes in order that neither the socket nor the budget had room for: runs of them
+	Unasked      Counter                         // TCP segments with data beyond the window
 	LinkDropped  atomic.Uint64                   // frames to the guest that the link did not take
 	TCP, UDP     atomic.Uint64                   // flows made
 	ICMP         atomic.Uint64
 	Panics       atomic.Uint64 // flows that ended by a panic
 	NoFlow       atomic.Uint64 // TCP segments without a flow
-	ServiceDrops Bound         // frames to ARP, NDP and the like that found the mailbox full
+	ServiceDrops Counter       // frames to ARP, NDP and the like that found the mailbox full
 	BadNeigh     atomic.Uint64 // malformed ARP and NDP messages
 	BadDHCP      atomic.Uint64 // malformed DHCP messages
 	BadDHCPv6    atomic.Uint64 // malformed DHCPv6 messages
 
-	Strangers atomic.Uint64 // datagrams of UDP from peers the guest has not spoken to, on sockets that many share
+	Filtered atomic.Uint64 // datagrams of UDP from peers the guest has not spoken to, on sockets that many share
 
 	Fragments        [frag.NumOutcomes]atomic.Uint64 // fragments from the guest, by what has become of them
 	FragmentsExpired atomic.Uint64                   // datagrams that were not complete in time
-	FragmentsEvicted Bound                           // those that gave way to others
+	FragmentsEvicted Counter                         // those that gave way to others
 }
 
 // GuestMAC returns the guest's MAC address.

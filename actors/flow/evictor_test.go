@@ -166,20 +166,20 @@ func TestLimitOfDescriptors(t *testing.T) {
 func TestLimitIsLoggedOnceAMinute(t *testing.T) {
 	core, logs := observer.New(zap.InfoLevel)
 	log := zap.New(core)
-	var b Bound
+	var b Counter
 	for range 1000 {
-		b.Reached(log, "full")
+		b.Hit(log, "full")
 	}
 	if logs.Len() != 1 || b.Load() != 1000 {
 		t.Fatalf("%d messages, %d counted", logs.Len(), b.Load())
 	}
 	b.told.Add(-int64(boundPeriod)) // a minute later
-	b.ReachedBy(log, "full", unix.EMFILE)
-	b.ReachedBy(log, "full", unix.EMFILE)
+	b.HitBy(log, "full", unix.EMFILE)
+	b.HitBy(log, "full", unix.EMFILE)
 	if logs.Len() != 2 || logs.All()[1].ContextMap()["times"] != uint64(1001) {
 		t.Errorf("%v", logs.All())
 	}
-	if n := testing.AllocsPerRun(100, func() { b.Reached(log, "full") }); n != 0 {
+	if n := testing.AllocsPerRun(100, func() { b.Hit(log, "full") }); n != 0 {
 		t.Errorf("%v allocations", n)
 	}
 }

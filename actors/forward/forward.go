@@ -71,8 +71,8 @@ type Forwarder struct {
 	files int // that the process may have open, asked once: the sandbox does not let it ask again
 	limit int // most listeners, of both sides
 
-	Spent    flow.Bound // how often there was no descriptor or memory for what wanted to come in
-	Failed   flow.Bound // how often a flow of UDP could not begin for another reason
+	Spent    flow.Counter // how often there was no descriptor or memory for what wanted to come in
+	Failed   flow.Counter // how often a flow of UDP could not begin for another reason
 	warnings limiter
 	circles  atomic.Pointer[circles] // among the ports that are listened on
 

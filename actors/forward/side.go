@@ -283,7 +283,7 @@ func (s *side) accept(l *listener) {
 
 // rest takes l out of sight for a while, because of e. s.mu is held.
 func (s *side) rest(l *listener, e error) {
-	s.f.Spent.ReachedBy(s.f.cfg.Log, "Can't accept connections", e)
+	s.f.Spent.HitBy(s.f.cfg.Log, "Can't accept connections", e)
 	s.unwatch(l) // or we would be woken at once
 	time.AfterFunc(restTime, func() {
 		s.mu.Lock()

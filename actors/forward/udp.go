@@ -183,10 +183,10 @@ func (u *udp) open(g *gathering, l *listener, flow *newFlow, d datagram) {
 	switch {
 	case err == nil:
 	case exhausted(err):
-		u.s.f.Spent.ReachedBy(u.s.f.cfg.Log, "Couldn't connect flow socket", err)
+		u.s.f.Spent.HitBy(u.s.f.cfg.Log, "Couldn't connect flow socket", err)
 		return
 	default:
-		u.s.f.Failed.Reached(u.s.f.cfg.Log, "Couldn't connect flow socket: "+reason(err))
+		u.s.f.Failed.Hit(u.s.f.cfg.Log, "Couldn't connect flow socket: "+reason(err))
 		return
 	}
 	flow.fd = fd

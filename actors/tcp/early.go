@@ -81,7 +81,7 @@ func (c *conn) insert(i int, seq uint32, data []byte, run *flow.Run) bool {
 	}
 	// What is acknowledged goes before: it needs room that what is not leaves.
 	if c.env.Held.Scarce() || !c.credit.Take(&c.env.Held, len(data)+chunkCost) {
-		c.env.Counters.EarlyFull.Reached(c.env.Log, "Too many segments before their turn, some are lost")
+		c.env.Counters.EarlyFull.Hit(c.env.Log, "Too many segments before their turn, some are lost")
 		return false
 	}
 	c.early.pieces = slices.Insert(c.early.pieces, i, piece{seq: seq, chunk: newChunk(data, run)})

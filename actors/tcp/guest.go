@@ -121,7 +121,7 @@ func (c *conn) segment(v *flow.View, b *batch, run *flow.Run) {
 	probe := c.state == established && seq+1 == c.rcvNxt && len(data) <= 1 && fl&frame.FIN == 0
 	if !probe && !c.acceptable(seq, len(data), fl) {
 		if len(data) > 0 && seqGT(seq, c.rcvEdge) {
-			c.env.Counters.Unasked.Reached(c.env.Log, "The guest sends beyond its window, that is dropped")
+			c.env.Counters.Unasked.Hit(c.env.Log, "The guest sends beyond its window, that is dropped")
 		}
 		c.ackNow, c.prompt = true, promptAcks
 		return
@@ -412,7 +412,7 @@ func (c *conn) refuse(n int) {
 	}
 	c.rcvNxt -= uint32(n)
 	c.ackNow = true
-	c.env.Counters.HeldRefused.Reached(c.env.Log, "Connections hold too much that their peers do not take, the guest has to repeat some")
+	c.env.Counters.HeldRefused.Hit(c.env.Log, "Connections hold too much that their peers do not take, the guest has to repeat some")
 }
 
 // flush hands held payload to the socket, which takes data again.
@@ -538,7 +538,7 @@ func (c *conn) openWindow(force bool) {
 	held := c.credit.Used() - c.promised
 	share := c.env.Held.Share()
 	if share == 0 {
-		c.env.Counters.HeldFull.Reached(c.env.Log, "Connections hold too much that their peers do not take, windows are small")
+		c.env.Counters.HeldFull.Hit(c.env.Log, "Connections hold too much that their peers do not take, windows are small")
 	}
 	c.promise(max(min(headroom, held+c.promised+share)-held, left-sure(free), 0))
 	room := sure(free)

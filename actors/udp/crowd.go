@@ -320,7 +320,7 @@ func (c *conn) sender(in *incoming, i int) *party {
 	}
 	p := c.crowd.peers[remoteOf(&in.names[i])]
 	if p == nil || !in.control[i].ToUs(int(in.msgs[i].Hdr.Controllen)) {
-		c.env.Counters.Strangers.Add(1)
+		c.env.Counters.Filtered.Add(1)
 		c.lookAgain(flow.Now()) // perhaps it is for somebody else
 		return nil
 	}

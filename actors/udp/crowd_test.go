@@ -84,7 +84,7 @@ func TestCrowdAllocatesNothing(t *testing.T) {
 			t.Errorf("peer %v is counted with %d from the guest, %d from the host", p.host, p.guestBatch, p.hostSeen)
 		}
 	}
-	if n := b.env.Counters.Strangers.Load(); n != 0 {
+	if n := b.env.Counters.Filtered.Load(); n != 0 {
 		t.Errorf("%d strangers", n)
 	}
 }

@@ -130,7 +130,7 @@ func (c *conn) caller(in *incoming, i int) *party {
 	}
 	c.met++
 	if c.env.Peers.Delay(now) > 0 {
-		c.env.Counters.NotAdmitted.Reached(c.env.Log, "Too many new flows at a time, some are lost")
+		c.env.Counters.NotAdmitted.Hit(c.env.Log, "Too many new flows at a time, some are lost")
 		return nil
 	}
 	peer, _ := sock.AddrPort(&in.names[i])
@@ -200,7 +200,7 @@ func (p *party) speaksTo(at frame.Addr, iface uint32, ours bool) {
 
 // makeRoom gives up p to make room for another.
 func (c *conn) makeRoom(p *party) {
-	c.env.Counters.Evicted.Reached(c.env.Log, "Too many flows without an answer, the oldest give way to others")
+	c.env.Counters.Evicted.Hit(c.env.Log, "Too many flows without an answer, the oldest give way to others")
 	c.remove(p)
 }
 

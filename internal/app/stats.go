@@ -112,7 +112,7 @@ func dumpCounts(log *zap.Logger, c *flow.Counters, s *splice.Splicer) {
 		add("idle_gave_way", c.EvictedIdle.Load())
 		add("crowded", c.NotAdmitted.Load())
 		add("no_socket", c.NoSocket.Load())
-		add("strangers", c.Strangers.Load())
+		add("strangers", c.Filtered.Load())
 		add("held_full", c.HeldFull.Load())
 		add("early_full", c.EarlyFull.Load())
 		add("held_refused", c.HeldRefused.Load())

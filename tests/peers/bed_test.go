@@ -186,7 +186,7 @@ func (w *world) next() datagram {
 		return d
 	case <-time.After(patience):
 		c := w.Counters()
-		w.t.Fatalf("the guest gets nothing: %d strangers, %d lost at the link, %d in mailboxes", c.Strangers.Load(), c.LinkDropped.Load(), c.MailboxFull.Load())
+		w.t.Fatalf("the guest gets nothing: %d strangers, %d lost at the link, %d in mailboxes", c.Filtered.Load(), c.LinkDropped.Load(), c.MailboxFull.Load())
 		panic("unreachable")
 	}
 }

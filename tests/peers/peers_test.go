@@ -79,7 +79,7 @@ func TestStrangersAreNotHeard(t *testing.T) {
 		other := newPeer(t, peers[1].at.Addr()) // another port of a peer's
 		for i, p := range []*peer{peers[2], other} {
 			p.answer(netip.AddrPortFrom(fam.host(1), at.Port()), "stranger")
-			until(t, "the stranger counted", func() bool { return w.Counters().Strangers.Load() == uint64(i+1) })
+			until(t, "the stranger counted", func() bool { return w.Counters().Filtered.Load() == uint64(i+1) })
 		}
 		w.nothing()
 		w.exchange(peers[0], "c")
@@ -145,9 +145,9 @@ func TestPeersExpire(t *testing.T) {
 			at = w.exchange(peers[3], "busy")
 			return w.Flows() <= 2 // the first one's key stays as long as there is a socket
 		})
-		strangers := w.Counters().Strangers.Load()
+		strangers := w.Counters().Filtered.Load()
 		peers[7].answer(netip.AddrPortFrom(fam.host(1), at.Port()), "late")
-		until(t, "the one that has expired counted", func() bool { return w.Counters().Strangers.Load() > strangers })
+		until(t, "the one that has expired counted", func() bool { return w.Counters().Filtered.Load() > strangers })
 		w.nothing()
 		for _, p := range []*peer{peers[0], peers[7]} {
 			if from := w.exchange(p, "again"); from.Port() != at.Port() {
