@@ -610,7 +610,7 @@ func (e *Engine) end(p *flow.Port) {
 	}
 	p.Close()
 	p.Opened() // if it has not said so
-	if run, ok := p.Left(); ok {
+	if run, ok := p.HandedOver(); ok {
 		e.again(run)
 	}
 	e.succeed(p.Key())

@@ -53,8 +53,8 @@ type Port struct {
 
 	moved uint64 // bytes, by the actor: see Env.Message
 
-	left Run       // see Leave
-	lost func(Run) // see OnLost
+	handedOver Run       // see Leave
+	lost       func(Run) // see OnLost
 
 	opened func() // see OnOpened
 
@@ -183,14 +183,14 @@ func (p *Port) Close() {
 	p.drain()
 }
 
-// Leave has r, which the actor gives up, be what a new flow with the same key begins with when this
+// HandOver has r, which the actor gives up, be what a new flow with the same key begins with when this
 // one has ended. It may be called once.
-func (p *Port) Leave(r Run) { p.left = r }
+func (p *Port) HandOver(r Run) { p.handedOver = r }
 
-// Left returns the run that was left, if any, when the actor has ended. The caller holds it then.
-func (p *Port) Left() (Run, bool) {
-	r := p.left
-	p.left = Run{}
+// HandedOver returns the run that was left, if any, when the actor has ended. The caller holds it then.
+func (p *Port) HandedOver() (Run, bool) {
+	r := p.handedOver
+	p.handedOver = Run{}
 	return r, r.slab != nil
 }
 

@@ -15,7 +15,7 @@ type Sharing interface {
 	Join(p *Port, k *Key) (*Member, error)
 	// Meet is Join for a flow that peer has begun, with local.
 	Meet(p *Port, k *Key, peer, local netip.AddrPort) (*Member, error)
-	// Leave ends what Join or Meet has begun.
+	// HandOver ends what Join or Meet has begun.
 	Leave(m *Member)
 
 	// Elsewhere has the frames of r, which are not p's, go to flows of their own. The caller does not

@@ -151,7 +151,7 @@ func (b *bed) stop() {
 		b.c.promise(0)
 	}
 	b.port.Close()
-	if r, ok := b.port.Left(); ok {
+	if r, ok := b.port.HandedOver(); ok {
 		r.Release() // what a new connection would begin with
 	}
 	if n := b.pool.Out(); n != 0 {

@@ -701,7 +701,7 @@ func (g *fuzzGuest) end() {
 			g.t.Error("the peer does not hear of the end")
 		}
 	}
-	if r, ok := g.port.Left(); ok {
+	if r, ok := g.port.HandedOver(); ok {
 		if !g.replaced {
 			g.t.Error("a SYN is left that there was not")
 		}

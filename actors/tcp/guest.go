@@ -49,7 +49,7 @@ func (c *conn) fromGuest() {
 		}
 		c.handle(&r, b)
 		if c.over && FindOpening(&r) {
-			c.port.Leave(r.Rest())
+			c.port.HandOver(r.Rest())
 		}
 		// What several runs have goes in one call, whose peer is woken once.
 		if b.nruns < maxRuns && c.port.Mail() && !c.guestFIN && !c.over {

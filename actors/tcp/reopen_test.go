@@ -13,7 +13,7 @@ import (
 // left returns the flags and sequence number of the first segment that the actor, which has ended, left.
 func (b *bed) left() (flags uint8, seq uint32) {
 	b.t.Helper()
-	r, ok := b.port.Left()
+	r, ok := b.port.HandedOver()
 	if !ok {
 		b.t.Fatal("nothing is left to a new flow")
 	}
