@@ -29,9 +29,9 @@ import (
 
 // Config says what an Engine translates between.
 type Config struct {
-	Link tapio.Link // closed by Run
-	Gate tapio.Gate // Link's, if it has one
-	Log  *zap.Logger
+	Link         tapio.Link         // closed by Run
+	Backpressure tapio.Backpressure // Link's, if it has one
+	Log          *zap.Logger
 
 	Announce *flow.Announcer // nil: flows come and go silently
 
@@ -138,9 +138,9 @@ func New(cfg Config) *Engine {
 	if t := cfg.Neigh.Neighbours; t != nil {
 		e.env.MACOf = t.Lookup
 	}
-	if cfg.Gate != nil {
-		e.env.Gate = cfg.Gate
-		cfg.Gate.OnRoom(e.env.Room)
+	if cfg.Backpressure != nil {
+		e.env.Backpressure = cfg.Backpressure
+		cfg.Backpressure.OnRoom(e.env.Room)
 	}
 	return e
 }
@@ -446,7 +446,7 @@ func (e *Engine) plan(k *flow.Key, b []byte, pkt *frame.Packet, o *openPlan) *fl
 		return drop
 	}
 	addrs := e.Rules()
-	switch addrs.Gate(k.Proto, netip.AddrPortFrom(dst, pkt.DstPort)) {
+	switch addrs.Verdict(k.Proto, netip.AddrPortFrom(dst, pkt.DstPort)) {
 	case rules.Silent:
 		return drop
 	case rules.Refused, rules.Answered:

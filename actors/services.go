@@ -207,7 +207,7 @@ func (e *Engine) answerStray(v *flow.View, pkt *frame.Packet, out []byte) int {
 		return 0
 	}
 	addrs := e.Rules()
-	switch addrs.Gate(uint16(pkt.Proto), netip.AddrPortFrom(frame.NetIP(pkt.Dst), pkt.DstPort)) {
+	switch addrs.Verdict(uint16(pkt.Proto), netip.AddrPortFrom(frame.NetIP(pkt.Dst), pkt.DstPort)) {
 	case rules.Refused:
 		return frame.PutUnreachable(out, e.env.OurMAC, v.Frame, pkt)
 	case rules.Answered:

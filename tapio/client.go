@@ -30,8 +30,8 @@ type client struct {
 	s    *Stream
 	life lifetime
 	fd   uintptr
-	in   *gate         // for the reader
-	out  *gate         // for drain, closed but for its waits
+	in   *pollSet      // for the reader
+	out  *pollSet      // for drain, closed but for its waits
 	done chan struct{} // closed with the connection
 
 	busy  atomic.Bool
@@ -75,8 +75,8 @@ func newClient(s *Stream, fd int) (*client, error) {
 		queue: make(chan *chunk, backlog), kick: make(chan struct{}, 1), taken: make([]*chunk, 0, backlog),
 	}
 	var err error
-	if c.in, err = newGate(fd, unix.EPOLLIN|unix.EPOLLRDHUP); err == nil {
-		c.out, err = newGate(fd, 0)
+	if c.in, err = newPollSet(fd, unix.EPOLLIN|unix.EPOLLRDHUP); err == nil {
+		c.out, err = newPollSet(fd, 0)
 	}
 	if err != nil {
 		c.shut()
@@ -87,7 +87,7 @@ func newClient(s *Stream, fd int) (*client, error) {
 
 // shut closes the descriptors.
 func (c *client) shut() {
-	for _, g := range []*gate{c.in, c.out} {
+	for _, g := range []*pollSet{c.in, c.out} {
 		if g != nil {
 			g.close()
 		}

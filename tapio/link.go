@@ -39,8 +39,8 @@ type Link interface {
 	Close() error
 }
 
-// Gate tells when a link that has dropped a frame for want of room takes frames again.
-type Gate interface {
+// Backpressure tells when a link that has dropped a frame for want of room takes frames again.
+type Backpressure interface {
 	// Full reports whether a long frame would be dropped now. Anyone may ask.
 	Full() bool
 

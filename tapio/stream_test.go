@@ -22,8 +22,8 @@ import (
 )
 
 var (
-	_ Link = (*Stream)(nil)
-	_ Gate = (*Stream)(nil)
+	_ Link         = (*Stream)(nil)
+	_ Backpressure = (*Stream)(nil)
 )
 
 const streamPatience = 20 * time.Second

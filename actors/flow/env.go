@@ -73,8 +73,8 @@ type Env struct {
 	// Peers is the time for peers of UDP that a flow has not met before.
 	Peers Budget
 
-	// Gate, if not nil, is the link's.
-	Gate tapio.Gate
+	// Backpressure, if not nil, is the link's.
+	Backpressure tapio.Backpressure
 
 	// Sharing has flows of UDP share sockets; nil: each has its own.
 	Sharing Sharing

@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// gate is a tapio.Gate that says what it is told to.
+// gate is a tapio.Backpressure that says what it is told to.
 type gate struct{ full atomic.Bool }
 
 func (g *gate) Full() bool    { return g.full.Load() }
@@ -23,7 +23,7 @@ func TestAwaitRoom(t *testing.T) {
 		t.Error("a link without gate is full")
 	}
 	g := new(gate)
-	e.Gate = g
+	e.Backpressure = g
 	if e.AwaitRoom(p) {
 		t.Error("full before it is")
 	}
@@ -52,7 +52,7 @@ func TestAwaitRoom(t *testing.T) {
 // TestAwaitRoomNobodyIsForgotten has room come and go while actors wait for it.
 func TestAwaitRoomNobodyIsForgotten(t *testing.T) {
 	e, g := new(Env), new(gate)
-	e.Gate = g
+	e.Backpressure = g
 	var wg sync.WaitGroup
 	for i := range 4 {
 		wg.Go(func() {

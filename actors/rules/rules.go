@@ -59,19 +59,19 @@ func (r *Rules) Out(proto uint16, dst netip.AddrPort) netip.AddrPort {
 	return netip.AddrPortFrom(r.out(proto, dst.Addr(), dst.Port()), dst.Port())
 }
 
-// Gate is what becomes of a flow the guest opens.
-type Gate uint8
+// Verdict is what becomes of a flow the guest opens.
+type Verdict uint8
 
 // The gates.
 const (
-	Open     Gate = iota
-	Silent        // nobody is there
-	Refused       // somebody is there, with nothing behind: network unreachable
-	Answered      // somebody is there, and answers to echo requests
+	Open     Verdict = iota
+	Silent           // nobody is there
+	Refused          // somebody is there, with nothing behind: network unreachable
+	Answered         // somebody is there, and answers to echo requests
 )
 
-// Gate says what becomes of a flow the guest opens to dst.
-func (r *Rules) Gate(proto uint16, dst netip.AddrPort) Gate {
+// Verdict says what becomes of a flow the guest opens to dst.
+func (r *Rules) Verdict(proto uint16, dst netip.AddrPort) Verdict {
 	a := dst.Addr()
 	switch {
 	case !(r.Link4.IsValid() && r.Link4.Contains(a)) && !(r.Link6.IsValid() && r.Link6.Contains(a)):

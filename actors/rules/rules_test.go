@@ -154,7 +154,7 @@ func TestGate(t *testing.T) {
 		rules *Rules
 		proto uint16
 		dst   string
-		want  Gate
+		want  Verdict
 	}{
 		{"outside", &r, tcp, "198.51.100.7:80", Open},
 		{"outside, IPv6", &r, tcp, "[2001:db8::7]:80", Open},
@@ -173,7 +173,7 @@ func TestGate(t *testing.T) {
 		{"nobody, IPv6", &r, tcp, "[fd00::77]:80", Silent},
 		{"no such network", &Rules{}, tcp, "10.0.2.77:80", Open},
 	} {
-		if got := row.rules.Gate(row.proto, netip.MustParseAddrPort(row.dst)); got != row.want {
+		if got := row.rules.Verdict(row.proto, netip.MustParseAddrPort(row.dst)); got != row.want {
 			t.Errorf("%s: %d, want %d", row.name, got, row.want)
 		}
 	}

@@ -29,7 +29,7 @@ func (c *conn) ackEvery() int { return max(ackLeast, 2*c.mss) }
 func (c *conn) ackLater() bool {
 	n := int(c.rcvNxt - c.ackSent)
 	every := c.ackEvery()
-	if c.env.Gate == nil || n < c.mss || n >= every {
+	if c.env.Backpressure == nil || n < c.mss || n >= every {
 		return false
 	}
 	if c.prompt > 0 {

@@ -37,10 +37,10 @@ func TestAckLater(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			p := flow.NewPort(flow.Key{})
 			defer p.Close()
-			c := &conn{env: &flow.Env{Gate: gate{}}, port: p, mss: tt.mss, rcvNxt: 1 << 20, prompt: tt.prompt}
+			c := &conn{env: &flow.Env{Backpressure: gate{}}, port: p, mss: tt.mss, rcvNxt: 1 << 20, prompt: tt.prompt}
 			c.ackSent, c.rcvEdge = c.rcvNxt-tt.unseen, c.rcvNxt+tt.window
 			if tt.noGate {
-				c.env.Gate = nil
+				c.env.Backpressure = nil
 			}
 			if got := c.ackLater(); got != tt.want {
 				t.Errorf("later = %v", got)
@@ -88,7 +88,7 @@ func TestPromptAcks(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			b := newBed(t, families[0])
-			b.env.Gate = gate{}
+			b.env.Backpressure = gate{}
 			b.establish(b.play)
 			b.c.prompt = 0
 			b.send(seg{data: data(0, guestMSS)})

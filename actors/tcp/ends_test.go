@@ -127,7 +127,7 @@ func TestNothingIsAcknowledgedTwice(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			b := newBed(t, families[0])
 			if tt.gate {
-				b.env.Gate = gate{}
+				b.env.Backpressure = gate{}
 			}
 			b.establish(b.play)
 			b.c.prompt = 0

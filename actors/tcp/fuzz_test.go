@@ -267,9 +267,9 @@ func newFuzzGuest(t *testing.T, choice byte) *fuzzGuest {
 	s := shared()
 	fam := families[choice&chooseIPv6/chooseIPv6]
 	g := &fuzzGuest{s: s, choice: choice, ends: map[int]bool{}, peer: -1}
-	s.env.Gate, s.env.PeekOff4, s.env.PeekOff6 = nil, false, false
+	s.env.Backpressure, s.env.PeekOff4, s.env.PeekOff6 = nil, false, false
 	if choice&chooseGate != 0 {
-		s.env.Gate = never{}
+		s.env.Backpressure = never{}
 	}
 	if choice&chooseNoPeekOff == 0 {
 		s.env.PeekOff4, s.env.PeekOff6 = havePeekOff(), havePeekOff()

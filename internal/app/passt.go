@@ -106,7 +106,7 @@ func hints(cfg *config.Config) []string {
 // machineLink is a link to a virtual machine, whose hypervisor comes and goes.
 type machineLink interface {
 	tapio.Link
-	tapio.Gate
+	tapio.Backpressure
 	OnConnect(func()) // makes it call a function when frames can reach a new guest
 }
 

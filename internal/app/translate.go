@@ -80,7 +80,7 @@ func translate(ctx context.Context, cfg *config.Config, env *process.Env, log *z
 	ec.Announce = flow.NewAnnouncer(log)
 	vm, _ := link.(machineLink)
 	if vm != nil {
-		ec.Gate = vm
+		ec.Backpressure = vm
 	}
 	ec.Fragment = cfg.Mode == config.Passt
 	ec.Limit = flowLimit(openFiles(), cfg.MaxFlows)

@@ -12,15 +12,15 @@ import (
 // reports room for each message that the other side has taken: threads would be woken as often as that.
 // So an epoll set stands between the two, which lets pass what is asked for: the poller waits until the
 // set can be read (epoll(7)). Nothing is ever taken out of the set.
-type gate struct {
+type pollSet struct {
 	set  *os.File
 	raw  syscall.RawConn
 	epfd int
 	fd   int
 }
 
-// newGate returns a gate for fd, which stays the caller's and has to outlive it.
-func newGate(fd int, events uint32) (*gate, error) {
+// newPollSet returns a gate for fd, which stays the caller's and has to outlive it.
+func newPollSet(fd int, events uint32) (*pollSet, error) {
 	epfd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 	if err != nil {
 		return nil, os.NewSyscallError("epoll_create1", err)
@@ -29,7 +29,7 @@ func newGate(fd int, events uint32) (*gate, error) {
 		unix.Close(epfd)
 		return nil, err
 	}
-	g := &gate{set: os.NewFile(uintptr(epfd), "events"), epfd: epfd, fd: fd}
+	g := &pollSet{set: os.NewFile(uintptr(epfd), "events"), epfd: epfd, fd: fd}
 	if err = g.ctl(unix.EPOLL_CTL_ADD, events); err == nil {
 		err = g.set.SetReadDeadline(time.Time{}) // can it be waited for?
 	}
@@ -43,18 +43,18 @@ func newGate(fd int, events uint32) (*gate, error) {
 	return g, nil
 }
 
-func (g *gate) ctl(op int, events uint32) error {
+func (g *pollSet) ctl(op int, events uint32) error {
 	ev := unix.EpollEvent{Events: events, Fd: int32(g.fd)}
 	return os.NewSyscallError("epoll_ctl", unix.EpollCtl(g.epfd, op, g.fd, &ev))
 }
 
 // ask has the gate open for other events than so far, even if they are there already.
-func (g *gate) ask(events uint32) error { return g.ctl(unix.EPOLL_CTL_MOD, events) }
+func (g *pollSet) ask(events uint32) error { return g.ctl(unix.EPOLL_CTL_MOD, events) }
 
 // wait calls try at first and at each opening until it returns true. It fails after wake.
-func (g *gate) wait(try func(uintptr) bool) error { return g.raw.Read(try) }
+func (g *pollSet) wait(try func(uintptr) bool) error { return g.raw.Read(try) }
 
 // wake ends each wait, now and later.
-func (g *gate) wake() { g.set.SetReadDeadline(time.Unix(1, 0)) }
+func (g *pollSet) wake() { g.set.SetReadDeadline(time.Unix(1, 0)) }
 
-func (g *gate) close() { g.set.Close() }
+func (g *pollSet) close() { g.set.Close() }
