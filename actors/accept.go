@@ -29,11 +29,11 @@ var (
 //
 // fd belongs to the engine from here on. It is reset if there can be no such flow: a family or
 // protocol that is not carried, addresses nobody can have, a full table, a connection with this key
-// that does not end within heirTime, or an engine that has ended. AcceptTCP may be called by anyone at any time, and does not block.
+// that does not end within queuedAcceptTime, or an engine that has ended. AcceptTCP may be called by anyone at any time, and does not block.
 func (e *Engine) AcceptTCP(fd int, k flow.Key) {
 	k.Proto = frame.ProtoTCP
 	err := e.acceptTCP(fd, &k)
-	for errors.Is(err, flow.ErrExists) && !e.inherit(fd, &k) {
+	for errors.Is(err, flow.ErrExists) && !e.queueAccept(fd, &k) {
 		err = e.acceptTCP(fd, &k)
 	}
 	if err != nil && !errors.Is(err, flow.ErrExists) {
@@ -63,58 +63,58 @@ func (e *Engine) refuse(fd int, k *flow.Key, err error) {
 	unix.Close(fd)
 }
 
-// heirTime is how long an accepted connection waits for the end of the one that has its key: its peer
+// queuedAcceptTime is how long an accepted connection waits for the end of the one that has its key: its peer
 // has seen that end, or it could not have used its port again, but our guest may not yet have.
-const heirTime = 3 * time.Second
+const queuedAcceptTime = 3 * time.Second
 
 // inherit has fd be the next connection of k when the present one has ended, if that is soon; fd
 // is reset if not, or if another one waits already. It returns false if there is no present one.
-func (e *Engine) inherit(fd int, k *flow.Key) bool {
+func (e *Engine) queueAccept(fd int, k *flow.Key) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.table.Lookup(k) == nil {
 		return false
 	}
-	if _, ok := e.heirs[*k]; ok {
+	if _, ok := e.queuedAccepts[*k]; ok {
 		e.refuse(fd, k, flow.ErrExists)
 		return true
 	}
-	if e.heirs == nil {
-		e.heirs = make(map[flow.Key]*heir)
+	if e.queuedAccepts == nil {
+		e.queuedAccepts = make(map[flow.Key]*queuedAccept)
 	}
-	h := &heir{fd: fd}
+	h := &queuedAccept{fd: fd}
 	key := *k
-	h.timer = time.AfterFunc(heirTime, func() {
-		if e.disinherit(&key, h) {
+	h.timer = time.AfterFunc(queuedAcceptTime, func() {
+		if e.dropQueuedAccept(&key, h) {
 			e.refuse(fd, &key, flow.ErrExists)
 		}
 	})
-	e.heirs[key] = h
+	e.queuedAccepts[key] = h
 	return true
 }
 
 // heir is an accepted connection that waits for the end of another.
-type heir struct {
+type queuedAccept struct {
 	fd    int
 	timer *time.Timer
 }
 
 // disinherit reports whether h was still the heir of k, which it is not any more.
-func (e *Engine) disinherit(k *flow.Key, h *heir) bool {
+func (e *Engine) dropQueuedAccept(k *flow.Key, h *queuedAccept) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.heirs[*k] != h {
+	if e.queuedAccepts[*k] != h {
 		return false
 	}
-	delete(e.heirs, *k)
+	delete(e.queuedAccepts, *k)
 	return true
 }
 
 // succeed begins the connection that has waited for the end of k's, if there is one.
-func (e *Engine) succeed(k *flow.Key) {
+func (e *Engine) nextQueuedAccept(k *flow.Key) {
 	e.mu.Lock()
-	h := e.heirs[*k]
-	delete(e.heirs, *k)
+	h := e.queuedAccepts[*k]
+	delete(e.queuedAccepts, *k)
 	e.mu.Unlock()
 	if h != nil {
 		h.timer.Stop()

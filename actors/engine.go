@@ -88,10 +88,10 @@ type Engine struct {
 
 	listeners atomic.Uint64 // that were served so far
 
-	mu    sync.Mutex // between a flow's beginning and the engine's end
-	ended bool       // no more flows
-	heirs map[flow.Key]*heir
-	flows sync.WaitGroup
+	mu            sync.Mutex // between a flow's beginning and the engine's end
+	ended         bool       // no more flows
+	queuedAccepts map[flow.Key]*queuedAccept
+	flows         sync.WaitGroup
 }
 
 var errEnded = errors.New("engine has ended")
@@ -613,7 +613,7 @@ func (e *Engine) end(p *flow.Port) {
 	if run, ok := p.HandedOver(); ok {
 		e.again(run)
 	}
-	e.succeed(p.Key())
+	e.nextQueuedAccept(p.Key())
 }
 
 func unicast(a netip.Addr) bool {
