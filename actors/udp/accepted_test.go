@@ -25,7 +25,7 @@ type accepted struct {
 // IPv6 whatever the address.
 func newAccepted(t testing.TB, fam family, dual bool, o options) *accepted {
 	t.Helper()
-	p := peer(t, fam)
+	p := newPeer(t, fam)
 	o.doNotServe = true
 	a := &accepted{bed: newBed(t, fam, portOf(p), o), peer: p}
 	domain := unix.AF_INET
@@ -97,7 +97,7 @@ func TestFirstDatagramsComeFirst(t *testing.T) {
 	forSockets(t, func(t *testing.T, fam family, dual bool) {
 		a := newAccepted(t, fam, dual, options{})
 		first := datagrams([]int{5, 0, 1400, 1400, 1400, 1, fam.maxData()})
-		stranger := peer(t, fam)
+		stranger := newPeer(t, fam)
 		stranger.WriteToUDPAddrPort([]byte("stranger"), a.to)
 		a.peer.WriteToUDPAddrPort([]byte("early"), a.to)
 		stranger.WriteToUDPAddrPort([]byte("stranger"), a.to)

@@ -289,7 +289,7 @@ func (b *bed) check(f []byte) (data []byte, size int, err error) {
 }
 
 // peer is a UDP socket on the host's loopback address.
-func peer(t testing.TB, fam family) *net.UDPConn {
+func newPeer(t testing.TB, fam family) *net.UDPConn {
 	t.Helper()
 	c, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(fam.loopback, 0)))
 	if err != nil {

@@ -40,26 +40,26 @@ type conn struct {
 
 	station flow.Station // where the guest's end is
 
-	*party        // whom it is about now
-	one    party  // whom the flow was made for
-	crowd  *crowd // all peers of a socket that is connected to nobody; nil: it is connected to one
-	batch  uint32 // number of the last batch of datagrams
+	*peer            // whom it is about now
+	one   peer       // whom the flow was made for
+	table *peerTable // all peers of a socket that is connected to nobody; nil: it is connected to one
+	batch uint32     // number of the last batch of datagrams
 
-	fresh     bool     // what is in the socket's queue may be from before it was connected
-	failed    bool     // the socket cannot go on
-	met       int      // new peers in this batch
-	shares    bool     // the mailbox may have datagrams to other peers
-	sendError bool     // a call has taken an error off the socket: its error queue is to be read
-	bigSend   bool     // the send buffer was enlarged
-	bigRecv   bool     // the receive buffer was enlarged
-	accepted  bool     // the host has begun
-	out       [2]marks // of what is sent, for IPv4 and IPv6
+	fresh     bool        // what is in the socket's queue may be from before it was connected
+	failed    bool        // the socket cannot go on
+	met       int         // new peers in this batch
+	shares    bool        // the mailbox may have datagrams to other peers
+	sendError bool        // a call has taken an error off the socket: its error queue is to be read
+	bigSend   bool        // the send buffer was enlarged
+	bigRecv   bool        // the receive buffer was enlarged
+	accepted  bool        // the host has begun
+	out       [2]ipFields // of what is sent, for IPv4 and IPv6
 
 	guess int // size of the datagrams that came last from the host, if they came in a row
 }
 
 // party is one remote end, and what is known of the flow with it.
-type party struct {
+type peer struct {
 	key  *flow.Key
 	host netip.AddrPort // whom the socket is connected to, or would be
 
@@ -71,14 +71,14 @@ type party struct {
 
 	hdr header
 
-	crowded // what only a crowd's peers need
+	tableEntry // what only a crowd's peers need
 }
 
 // newConn returns the flow of port, which leads to host.
 func newConn(env *flow.Env, port *flow.Port, host netip.AddrPort) *conn {
-	c := &conn{env: env, port: port, fresh: true, out: [2]marks{{ttl: defaultTTL}, {ttl: defaultTTL}}}
-	c.one = party{key: port.Key(), host: host, segLimit: maxRow}
-	c.party = &c.one
+	c := &conn{env: env, port: port, fresh: true, out: [2]ipFields{{ttl: defaultTTL}, {ttl: defaultTTL}}}
+	c.one = peer{key: port.Key(), host: host, segLimit: maxRow}
+	c.peer = &c.one
 	return c
 }
 
@@ -92,7 +92,7 @@ func Serve(env *flow.Env, port *flow.Port, dialer Dialer, host netip.AddrPort) {
 	ok := c.open()
 	port.Opened()
 	if ok {
-		defer c.disperse()
+		defer c.unshare()
 		c.run()
 	}
 }
@@ -115,7 +115,7 @@ func ServeAccepted(env *flow.Env, port *flow.Port, fd int, peer netip.AddrPort, 
 // call it.
 func Deliver(env *flow.Env, k *flow.Key, datagrams [][]byte) {
 	c := &conn{env: env}
-	c.party = &c.one
+	c.peer = &c.one
 	c.hdr.init(env, k)
 	c.deliverFirst(datagrams)
 }
@@ -126,7 +126,7 @@ func (c *conn) run() {
 			c.port.Wait(true, 0)
 		}
 	}
-	if c.crowd != nil && !c.failed {
+	if c.table != nil && !c.failed {
 		c.fromHost() // the port is wanted for others, but this was for us
 	}
 }
@@ -171,7 +171,7 @@ func (c *conn) step() bool {
 	if c.sendError {
 		c.readErrors()
 	}
-	if c.crowd != nil {
+	if c.table != nil {
 		c.lookAgain(c.lastAt)
 	}
 	if c.port.Stopped() || c.failed {
@@ -179,8 +179,8 @@ func (c *conn) step() bool {
 	}
 	if c.port.Alarmed() {
 		c.port.AlarmDone()
-		if now := flow.Now(); c.crowd != nil {
-			if c.expire(now); c.crowd.over(c.env, now) {
+		if now := flow.Now(); c.table != nil {
+			if c.expire(now); c.table.over(c.env, now) {
 				return false
 			}
 		} else if now >= c.expiry() {
@@ -193,8 +193,8 @@ func (c *conn) step() bool {
 
 // expiry returns when the flow, or the next one of several, ends if nothing more happens.
 func (c *conn) expiry() flow.Time {
-	if c.crowd != nil {
-		return c.crowd.expiry(c.env)
+	if c.table != nil {
+		return c.table.expiry(c.env)
 	}
 	return c.end()
 }
@@ -220,25 +220,25 @@ func (c *conn) seen(side *uint8) {
 	if c.loose {
 		return
 	}
-	if c.party.batch == c.batch {
+	if c.peer.batch == c.batch {
 		return
 	}
-	c.party.batch = c.batch
+	c.peer.batch = c.batch
 	c.lastAt = flow.Now()
 	c.port.Used(c.lastAt)
 	*side = min(*side+1, 2)
-	if c.crowd != nil {
-		if c.crowd.callers != nil {
-			c.crowd.callers.lastAt = c.lastAt
+	if c.table != nil {
+		if c.table.callers != nil {
+			c.table.callers.lastAt = c.lastAt
 		}
-		c.crowd.touch(c.party)
+		c.table.touch(c.peer)
 		c.end() // what the roster is to know
 	}
 }
 
 // setMarks has what is sent from now on carry the guest's time to live or hop limit, and its type of
 // service or traffic class.
-func (c *conn) setMarks(m marks) {
+func (c *conn) setMarks(m ipFields) {
 	v6 := c.host.Addr().Is6()
 	out := c.marks()
 	if m.ttl != out.ttl {
@@ -251,7 +251,7 @@ func (c *conn) setMarks(m marks) {
 }
 
 // marks returns what is sent to c's peer carries now.
-func (c *conn) marks() *marks {
+func (c *conn) marks() *ipFields {
 	if c.host.Addr().Is6() {
 		return &c.out[1]
 	}

@@ -12,7 +12,7 @@ import (
 // TestFlowEndsWithASocketThatIsBeyondHelp: one whose every call fails would stay readable and keep the flow busy.
 func TestFlowEndsWithASocketThatIsBeyondHelp(t *testing.T) {
 	forFamilies(t, func(t *testing.T, fam family) {
-		_, c := openConn(t, fam, peer(t, fam))
+		_, c := openConn(t, fam, newPeer(t, fam))
 		null, err := os.Open(os.DevNull)
 		if err != nil {
 			t.Fatal(err)
@@ -37,7 +37,7 @@ func (deafLink) Write([]byte) error { return tapio.ErrDropped }
 // the guest hears again it gets what comes then.
 func TestDatagramsForAGuestThatIsDeaf(t *testing.T) {
 	forFamilies(t, func(t *testing.T, fam family) {
-		p := peer(t, fam)
+		p := newPeer(t, fam)
 		b, c := openConn(t, fam, p)
 		from := expect(t, p, [][]byte{[]byte("hello")})
 		link := c.env.Link

@@ -88,7 +88,7 @@ var sceneEnv = sync.OnceValue(func() *flow.Env {
 var scenePool = sync.OnceValue(func() *flow.Pool { return flow.NewPool(64) })
 
 func newScene(t *testing.T, fam family) *scene {
-	s := &scene{peer: peer(t, fam), stranger: peer(t, fam), buf: make([]byte, 65536)}
+	s := &scene{peer: newPeer(t, fam), stranger: newPeer(t, fam), buf: make([]byte, 65536)}
 	s.at = s.peer.LocalAddr().(*net.UDPAddr).AddrPort()
 	s.bed = &bed{t: t, fam: fam, ttl: 64, env: sceneEnv(), pool: scenePool(), key: flow.Key{Guest: frame.AddrOf(fam.guest),
 		Remote: frame.AddrOf(fam.remote), GuestPort: 0, RemotePort: 40053, Proto: frame.ProtoUDP}}

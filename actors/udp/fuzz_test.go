@@ -43,7 +43,7 @@ func seed(f *testing.F) {
 
 func FuzzFromGuest(f *testing.F) {
 	seed(f)
-	p := peer(f, families[0])
+	p := newPeer(f, families[0])
 	b, c := openConn(f, families[0], p)
 	buf := make([]byte, 65536)
 	p.Read(buf)
@@ -78,7 +78,7 @@ func FuzzFromGuest(f *testing.F) {
 
 func FuzzFromHost(f *testing.F) {
 	seed(f)
-	p := peer(f, families[0])
+	p := newPeer(f, families[0])
 	b, c := openConn(f, families[0], p)
 	from := expect(f, p, [][]byte{[]byte("hello")})
 	unix.SetsockoptInt(c.fd, unix.SOL_SOCKET, unix.SO_RCVBUF, bulkBuffer)

@@ -24,7 +24,7 @@ const (
 type outgoing struct {
 	msgs    [maxRows]sock.Message
 	control [maxRows]sock.SendControl
-	rows    [maxRows]row
+	rows    [maxRows]superSegment
 	n       int // rows
 
 	iov    [maxPieces]unix.Iovec
@@ -35,9 +35,9 @@ type outgoing struct {
 }
 
 // row is datagrams of one size, but for the last one, which may be shorter.
-type row struct {
+type superSegment struct {
 	size   int // of each
-	to     *party
+	to     *peer
 	count  int
 	bytes  int
 	first  int  // piece
@@ -66,7 +66,7 @@ func (c *conn) fromGuest() {
 		var v flow.View
 		for at := frames; frames.Next(&v); at = frames {
 			if c.shares {
-				if ok, elsewhere := c.turn(o, &v); !ok {
+				if ok, elsewhere := c.selectPeer(o, &v); !ok {
 					if elsewhere {
 						c.env.Sharing.Elsewhere(at.Until(&frames))
 					}
@@ -103,7 +103,7 @@ func (c *conn) datagrams(o *outgoing, v *flow.View) {
 	if c.hdr.v6 {
 		ttl, tos = ip[7], ip[0]<<4|ip[1]>>4
 	}
-	if m := (marks{ttl, tos}); m != *c.marks() {
+	if m := (ipFields{ttl, tos}); m != *c.marks() {
 		c.flush(o)
 		c.setMarks(m)
 	}
@@ -113,13 +113,13 @@ func (c *conn) datagrams(o *outgoing, v *flow.View) {
 		size = min(size, int(frame.GetVnet(v.Frame).GSOSize))
 	}
 	for {
-		room := o.room(c.party, size)
+		room := o.room(c.peer, size)
 		if room < 0 {
-			if !o.begin(c.party, size) {
+			if !o.begin(c.peer, size) {
 				c.flush(o)
-				o.begin(c.party, size)
+				o.begin(c.peer, size)
 			}
-			room = o.room(c.party, size)
+			room = o.room(c.peer, size)
 		}
 		n := len(data)
 		if n > room {
@@ -133,18 +133,18 @@ func (c *conn) datagrams(o *outgoing, v *flow.View) {
 }
 
 // begin starts a row of datagrams of size bytes to a peer, if there is room for one.
-func (o *outgoing) begin(to *party, size int) bool {
+func (o *outgoing) begin(to *peer, size int) bool {
 	if o.n == maxRows || o.pieces == maxPieces {
 		return false
 	}
-	o.rows[o.n] = row{size: size, to: to, first: o.pieces}
+	o.rows[o.n] = superSegment{size: size, to: to, first: o.pieces}
 	o.n++
 	return true
 }
 
 // room returns how many bytes of datagrams of size bytes to a peer may be added to the last row as one
 // piece, at least size; -1 for none at all.
-func (o *outgoing) room(to *party, size int) int {
+func (o *outgoing) room(to *peer, size int) int {
 	if o.n == 0 {
 		return -1
 	}
@@ -229,7 +229,7 @@ func (c *conn) flush(o *outgoing) {
 
 // badSource reports whether e may say that there is no sending from the address that to has spoken to, which is
 // left to the kernel from now on.
-func badSource(to *party, e unix.Errno) bool {
+func badSource(to *peer, e unix.Errno) bool {
 	if !to.source.Chosen() || e != unix.EINVAL && e != unix.EADDRNOTAVAIL {
 		return false
 	}

@@ -22,18 +22,18 @@ type header struct {
 	len    int // of b that is used
 	l4     int // where the UDP header begins
 	v6     bool
-	ipSum  uint32 // sum of the IPv4 header without its length
-	marks  marks  // what it says
-	pseudo uint32 // sum of the pseudo-header without the length
+	ipSum  uint32   // sum of the IPv4 header without its length
+	marks  ipFields // what it says
+	pseudo uint32   // sum of the pseudo-header without the length
 	remote frame.Addr
 	found  bool // the source's Ethernet address was looked up
 }
 
 // marks are time to live or hop limit, and type of service or traffic class.
-type marks struct{ ttl, tos uint8 }
+type ipFields struct{ ttl, tos uint8 }
 
 // set has the frames that are put from now on carry m.
-func (h *header) set(m marks) {
+func (h *header) set(m ipFields) {
 	ip := h.b[frame.L3Off:h.l4]
 	h.marks = m
 	if h.v6 {
@@ -46,7 +46,7 @@ func (h *header) set(m marks) {
 
 // init fills h for frames from k's remote end to its guest end.
 func (h *header) init(env *flow.Env, k *flow.Key) {
-	h.marks = marks{ttl: 255}
+	h.marks = ipFields{ttl: 255}
 	h.remote = k.Remote
 	ip := frame.IP{Src: k.Remote, Dst: k.Guest, Proto: frame.ProtoUDP, TTL: h.marks.ttl, DF: true}
 	h.v6 = k.V6()

@@ -107,7 +107,7 @@ func (in *incoming) receive(fd int) (int, unix.Errno) {
 // take returns message i: a slice whose payload begins at flow.Headroom, whether it lies in area,
 // the size of the datagrams in it and what their headers said. It makes the message ready for another
 // receive.
-func (in *incoming) take(i int) (b []byte, inArea bool, size int, is marks) {
+func (in *incoming) take(i int) (b []byte, inArea bool, size int, is ipFields) {
 	m := &in.msgs[i]
 	n := int(m.Len)
 	size, is.ttl, is.tos = in.control[i].Parse(int(m.Hdr.Controllen))
@@ -160,8 +160,8 @@ func (c *conn) deliverFirst(first [][]byte) {
 func (c *conn) fromHost() bool {
 	in := incomings.Get().(*incoming)
 	defer incomings.Put(in)
-	if c.crowd != nil && c.crowd.callers != nil {
-		c.crowd.callers.begun = flow.Now()
+	if c.table != nil && c.table.callers != nil {
+		c.table.callers.begun = flow.Now()
 	}
 	faults := 0
 	for first := true; ; {
@@ -169,7 +169,7 @@ func (c *conn) fromHost() bool {
 		case c.fresh:
 			in.setUp(0, true, freshBatch)
 		default:
-			in.setUp(c.guess, c.crowd != nil, maxBatch)
+			in.setUp(c.guess, c.table != nil, maxBatch)
 		}
 		n, e := in.receive(c.fd)
 		switch e {
@@ -195,7 +195,7 @@ func (c *conn) fromHost() bool {
 		}
 		full := n == in.batch()
 		c.env.Message(c.port, flow.FromHost, c.deliver(in, n))
-		if c.crowd != nil && c.crowd.callers != nil {
+		if c.table != nil && c.table.callers != nil {
 			c.metCallers()
 		}
 		if first {
@@ -219,15 +219,15 @@ func (c *conn) fromHost() bool {
 // emptied notes that all that waited at the socket was received.
 func (c *conn) emptied() {
 	c.fresh = false
-	if c.crowd != nil && c.crowd.callers != nil {
-		c.crowd.callers.drained()
+	if c.table != nil && c.table.callers != nil {
+		c.table.callers.drained()
 	}
 }
 
 // leftOpen reports whether what has begun elsewhere waits until there is nothing more: what the sender has sent before
 // the new socket was connected is here.
 func (c *conn) leftOpen() bool {
-	return c.crowd != nil && c.crowd.callers != nil && c.crowd.callers.foreigners > 0
+	return c.table != nil && c.table.callers != nil && c.table.callers.foreigners > 0
 }
 
 // deliver sends the first n messages of in to the guest and returns how many bytes they have.
@@ -241,16 +241,16 @@ func (c *conn) deliver(in *incoming, n int) (total int) {
 		if in.named {
 			from := c.sender(in, i)
 			if from == nil {
-				if c.crowd != nil && c.crowd.callers != nil && c.crowd.callers.foreign {
+				if c.table != nil && c.table.callers != nil && c.table.callers.foreign {
 					c.elsewhere(in, i)
 				} else {
 					in.renew(i)
 				}
 				continue
 			}
-			if from != c.party || from.loose {
+			if from != c.peer || from.loose {
 				w.flush(c)
-				c.party = from
+				c.peer = from
 			}
 			c.seen(&c.hostSeen)
 		}

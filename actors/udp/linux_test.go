@@ -154,7 +154,7 @@ func TestLinuxGuest(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			forFamilies(t, func(t *testing.T, fam family) {
-				p := peer(t, fam)
+				p := newPeer(t, fam)
 				g := newLinuxGuest(t, fam, tt.mtu, p, tt.without)
 				buf := make([]byte, 65536)
 				for i, n := range []int{0, 1, 17, 1232, 1400, 1472, 9000, 40000, 65000, fam.maxData(), 3} {

@@ -38,7 +38,7 @@ const (
 type callers struct {
 	l     flow.Listener
 	local uint16 // port of the host
-	byKey map[flow.Key]*party
+	byKey map[flow.Key]*peer
 
 	sources map[netip.Prefix]*source // of those that the guest has not answered
 
@@ -57,7 +57,7 @@ type called struct {
 	ours    bool
 	scope   uint32
 	source  sock.Source
-	sibling *party // with the same address, but another at
+	sibling *peer // with the same address, but another at
 	of      *source
 	slot    int // in of
 }
@@ -65,7 +65,7 @@ type called struct {
 // source is the peers of one address that the guest has not answered, the oldest of which gives way.
 type source struct {
 	prefix netip.Prefix
-	slots  []*party
+	slots  []*peer
 	next   int // of slots, when it is full
 	n      int // of slots that are used
 }
@@ -80,7 +80,7 @@ func ServeListener(env *flow.Env, port *flow.Port, fd int, l flow.Listener) bool
 		c.noSocket(err)
 		return false
 	}
-	defer c.disperse()
+	defer c.unshare()
 	c.readErrors() // of what earlier ones have sent
 	for c.fromHost(); c.step(); {
 		if !port.Spin(&env.Spinner) {
@@ -93,14 +93,14 @@ func ServeListener(env *flow.Env, port *flow.Port, fd int, l flow.Listener) bool
 // newServer returns what serves fd, which has yet to be opened.
 func newServer(env *flow.Env, port *flow.Port, fd int, l flow.Listener) *conn {
 	c := &conn{env: env, port: port, fd: fd, accepted: true, shares: true}
-	c.out = [2]marks{{ttl: defaultTTL}, {ttl: defaultTTL}}
-	c.one = party{key: port.Key()}
-	c.party = &c.one
-	c.crowd = &crowd{peers: make(map[remote]*party), callers: &callers{
-		l: l, byKey: make(map[flow.Key]*party), sources: make(map[netip.Prefix]*source), lastAt: flow.Now(),
+	c.out = [2]ipFields{{ttl: defaultTTL}, {ttl: defaultTTL}}
+	c.one = peer{key: port.Key()}
+	c.peer = &c.one
+	c.table = &peerTable{peers: make(map[remote]*peer), callers: &callers{
+		l: l, byKey: make(map[flow.Key]*peer), sources: make(map[netip.Prefix]*source), lastAt: flow.Now(),
 	}}
 	if local, ok := sock.Local(fd); ok {
-		c.crowd.callers.local = local.Port()
+		c.table.callers.local = local.Port()
 	}
 	return c
 }
@@ -109,8 +109,8 @@ func newServer(env *flow.Env, port *flow.Port, fd int, l flow.Listener) *conn {
 func (w *callers) expiry(env *flow.Env) flow.Time { return w.lastAt + flow.Time(env.UDPTimeout) }
 
 // caller returns the peer that has sent message i; nil if that is nobody's of the guest, or if there is no room.
-func (c *conn) caller(in *incoming, i int) *party {
-	w := c.crowd.callers
+func (c *conn) caller(in *incoming, i int) *peer {
+	w := c.table.callers
 	w.foreign = false
 	m := &in.msgs[i].Hdr
 	at, iface, ours, ok := in.control[i].Destination(int(m.Controllen))
@@ -118,7 +118,7 @@ func (c *conn) caller(in *incoming, i int) *party {
 		return nil
 	}
 	id := remoteOf(&in.names[i])
-	head := c.crowd.peers[id]
+	head := c.table.peers[id]
 	for p := head; p != nil; p = p.sibling {
 		if p.at == at && p.iface == iface {
 			return p
@@ -150,15 +150,15 @@ func (c *conn) caller(in *incoming, i int) *party {
 }
 
 // greet makes the peer that has just sent for the first time.
-func (c *conn) greet(k flow.Key, id remote, name *unix.RawSockaddrInet6, named uint32) *party {
-	w := c.crowd.callers
+func (c *conn) greet(k flow.Key, id remote, name *unix.RawSockaddrInet6, named uint32) *peer {
+	w := c.table.callers
 	of := w.source(w.from.Peer.Addr())
 	switch {
 	case of.full() != nil:
 		c.makeRoom(of.full())
-	case c.crowd.waiting.n >= maxCallersAsked:
-		c.makeRoom(c.crowd.waiting.first)
-	case c.crowd.len() >= maxCallers:
+	case c.table.waiting.n >= maxCallersAsked:
+		c.makeRoom(c.table.waiting.first)
+	case c.table.len() >= maxCallers:
 		c.giveWay()
 	}
 	local := netip.AddrPortFrom(w.from.At, w.local)
@@ -168,30 +168,30 @@ func (c *conn) greet(k flow.Key, id remote, name *unix.RawSockaddrInet6, named u
 	}
 	switch {
 	case err == flow.ErrExists: // the guest has begun it, with another socket
-		p := &party{key: &k, host: w.from.Peer}
+		p := &peer{key: &k, host: w.from.Peer}
 		p.loose = true
 		p.hdr.init(c.env, &k)
 		return p
 	case err != nil:
 		return nil
 	}
-	p := &party{key: member.Alias.Key(), host: w.from.Peer, segLimit: maxRow}
+	p := &peer{key: member.Alias.Key(), host: w.from.Peer, segLimit: maxRow}
 	p.member, p.id, p.addr, p.named, p.scope = member, id, *name, named, w.from.Scope
 	p.speaksTo(frame.AddrOf(w.from.At), w.from.Iface, w.from.Ours)
 	p.hdr.init(c.env, p.key)
 	p.lastAt = flow.Now()
-	p.sibling = c.crowd.peers[id]
-	c.crowd.peers[id] = p
-	c.crowd.n++
+	p.sibling = c.table.peers[id]
+	c.table.peers[id] = p
+	c.table.n++
 	w.byKey[*p.key] = p
 	w.sources[of.prefix] = of
 	of.add(p)
-	c.crowd.touch(p)
+	c.table.touch(p)
 	return p
 }
 
 // speaksTo has what is sent to p come from at, unless that is no address of ours.
-func (p *party) speaksTo(at frame.Addr, iface uint32, ours bool) {
+func (p *peer) speaksTo(at frame.Addr, iface uint32, ours bool) {
 	p.at, p.iface, p.ours = at, iface, ours
 	if p.source = (sock.Source{}); ours {
 		p.source.Set(frame.NetIP(at), iface)
@@ -199,13 +199,13 @@ func (p *party) speaksTo(at frame.Addr, iface uint32, ours bool) {
 }
 
 // makeRoom gives up p to make room for another.
-func (c *conn) makeRoom(p *party) {
+func (c *conn) makeRoom(p *peer) {
 	c.env.Counters.Evicted.Hit(c.env.Log, "Too many flows without an answer, the oldest give way to others")
 	c.remove(p)
 }
 
 // forget takes p, which was given up, out of what callers know.
-func (w *callers) forget(c *crowd, p *party) {
+func (w *callers) forget(c *peerTable, p *peer) {
 	delete(w.byKey, *p.key)
 	w.answered(p)
 	if head := c.peers[p.id]; head != p {
@@ -224,7 +224,7 @@ func (w *callers) forget(c *crowd, p *party) {
 }
 
 // answered takes p off those that the guest has not answered, if it is there.
-func (w *callers) answered(p *party) {
+func (w *callers) answered(p *peer) {
 	of := p.of
 	if of == nil {
 		return
@@ -250,7 +250,7 @@ func (w *callers) source(a netip.Addr) *source {
 }
 
 // full returns who gives way if another one is added, or nil.
-func (s *source) full() *party {
+func (s *source) full() *peer {
 	if len(s.slots) < maxOfSource {
 		return nil
 	}
@@ -258,7 +258,7 @@ func (s *source) full() *party {
 }
 
 // add adds p, for which there is room.
-func (s *source) add(p *party) {
+func (s *source) add(p *peer) {
 	p.of = s
 	s.n++
 	if len(s.slots) < maxOfSource {
@@ -278,11 +278,11 @@ func (c *conn) answer(v *flow.View) bool {
 	if c.list != nil && k == *c.key {
 		return true
 	}
-	p := c.crowd.callers.byKey[k]
+	p := c.table.callers.byKey[k]
 	if p == nil {
 		return false
 	}
-	c.party = p
+	c.peer = p
 	return true
 }
 
@@ -300,7 +300,7 @@ func keyOf(v *flow.View) flow.Key {
 
 // elsewhere hands over message i, whose sender's flow does not lead to the guest.
 func (c *conn) elsewhere(in *incoming, i int) {
-	w := c.crowd.callers
+	w := c.table.callers
 	b, _, size, _ := in.take(i)
 	if w.foreigners++; w.foreigners == maxForeigners {
 		defer w.drained()
@@ -324,7 +324,7 @@ func (w *callers) drained() {
 
 // metCallers accounts for the new peers of a batch, and lets others have their turn when it is time.
 func (c *conn) metCallers() {
-	w := c.crowd.callers
+	w := c.table.callers
 	if w.meeting == 0 {
 		return
 	}
@@ -345,8 +345,8 @@ func (c *conn) move() {
 		k  flow.Key
 	}
 	var all []moved
-	l := c.crowd.callers.l
-	for _, list := range []*peerList{&c.crowd.streams, &c.crowd.answered, &c.crowd.waiting} {
+	l := c.table.callers.l
+	for _, list := range []*peerList{&c.table.streams, &c.table.answered, &c.table.waiting} {
 		for p := list.last; p != nil && len(all) < maxMoved; p = p.before {
 			fd, err := l.Connect(&flow.Sender{Peer: p.host, Scope: p.scope, At: frame.NetIP(p.at), Iface: p.iface, Ours: p.ours})
 			if err != nil {
@@ -359,7 +359,7 @@ func (c *conn) move() {
 	for c.fromHost() && !c.failed { // nothing comes to the old one from here on
 	}
 	for _, m := range all {
-		if p := c.crowd.callers.byKey[m.k]; p != nil {
+		if p := c.table.callers.byKey[m.k]; p != nil {
 			c.remove(p)
 		}
 		c.env.Sharing.Accept(m.fd, m.k)

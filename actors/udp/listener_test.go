@@ -39,7 +39,7 @@ func TestServedListenerAllocatesNothing(t *testing.T) {
 	forFamilies(t, func(t *testing.T, fam family) {
 		b := newBed(t, fam, 1, options{doNotServe: true})
 		b.env.Link = nullLink{b.env.Link}
-		l := peer(t, fam)
+		l := newPeer(t, fam)
 		raw, _ := l.SyscallConn()
 		fd := -1
 		raw.Control(func(s uintptr) {
@@ -60,7 +60,7 @@ func TestServedListenerAllocatesNothing(t *testing.T) {
 		var frames [][]byte
 		var pkts []frame.Packet
 		for i := range 4 {
-			p := peer(t, fam)
+			p := newPeer(t, fam)
 			peers = append(peers, p)
 			b.key.RemotePort = portOf(p)
 			f := b.frameOf(pattern(1000, uint32(i)), 0)
@@ -100,7 +100,7 @@ func TestServedListenerAllocatesNothing(t *testing.T) {
 		if n := testing.AllocsPerRun(100, run); n >= 1 {
 			t.Errorf("%v allocations", n)
 		}
-		if n := c.crowd.len(); n != len(peers) {
+		if n := c.table.len(); n != len(peers) {
 			t.Errorf("%d peers", n)
 		}
 	})

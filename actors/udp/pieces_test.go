@@ -12,7 +12,7 @@ import (
 // datagram all the same, also of a row.
 func TestLongDatagramsInPieces(t *testing.T) {
 	forFamilies(t, func(t *testing.T, fam family) {
-		p := peer(t, fam)
+		p := newPeer(t, fam)
 		b, c := openConn(t, fam, p)
 		b.env.Fragment = true
 		from := expect(t, p, [][]byte{[]byte("hello")})

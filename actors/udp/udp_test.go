@@ -33,7 +33,7 @@ func (f family) maxData() int {
 
 func TestEcho(t *testing.T) {
 	forFamilies(t, func(t *testing.T, fam family) {
-		p := peer(t, fam)
+		p := newPeer(t, fam)
 		b := newBed(t, fam, portOf(p), options{})
 		buf := make([]byte, 65536)
 		for i, n := range []int{0, 1, 2, 17, 18, 19, 63, 64, 1400, 1472, 1473, 9000, 0, 32768, 65000, 5, fam.maxData(), 1} {
@@ -58,10 +58,10 @@ func TestEcho(t *testing.T) {
 
 func TestGuestPortIsKept(t *testing.T) {
 	forFamilies(t, func(t *testing.T, fam family) {
-		free := peer(t, fam)
+		free := newPeer(t, fam)
 		port := portOf(free)
 		free.Close()
-		p := peer(t, fam)
+		p := newPeer(t, fam)
 		b := newBed(t, fam, portOf(p), options{guestPort: port})
 		b.send([]byte("x"))
 		_, from, err := p.ReadFromUDPAddrPort(make([]byte, 1))
@@ -73,7 +73,7 @@ func TestGuestPortIsKept(t *testing.T) {
 
 func TestGuestPortInUseOnHost(t *testing.T) {
 	forFamilies(t, func(t *testing.T, fam family) {
-		taken, p := peer(t, fam), peer(t, fam)
+		taken, p := newPeer(t, fam), newPeer(t, fam)
 		b := newBed(t, fam, portOf(p), options{guestPort: portOf(taken)})
 		b.send([]byte("x"))
 		_, from, err := p.ReadFromUDPAddrPort(make([]byte, 1))
@@ -91,8 +91,8 @@ func TestGuestPortInUseOnHost(t *testing.T) {
 // for its other peers, even if the host does not give us the guest's port.
 func TestPortIsTheSameForAllPeers(t *testing.T) {
 	forFamilies(t, func(t *testing.T, fam family) {
-		taken := peer(t, fam)
-		free := peer(t, fam)
+		taken := newPeer(t, fam)
+		free := newPeer(t, fam)
 		port := portOf(free)
 		free.Close()
 		for _, tt := range []struct {
@@ -104,7 +104,7 @@ func TestPortIsTheSameForAllPeers(t *testing.T) {
 				dialer := &sock.Host{Ports: new(sock.Ports)}
 				seen := map[uint16]bool{}
 				for range 5 {
-					p := peer(t, fam)
+					p := newPeer(t, fam)
 					b := newBed(t, fam, portOf(p), options{guestPort: tt.port, dialer: dialer})
 					b.send([]byte("x"))
 					from := expect(t, p, [][]byte{[]byte("x")})
@@ -200,7 +200,7 @@ func TestBatchFromGuest(t *testing.T) {
 					if d.name == "no rows" && !fam.guest.Is4() {
 						t.Skip("the kernel drops datagrams without checksum")
 					}
-					p := peer(t, fam)
+					p := newPeer(t, fam)
 					b := newBed(t, fam, portOf(p), options{dialer: d.dialer})
 					for range 2 {
 						all := datagrams(tt.sizes)
@@ -233,7 +233,7 @@ func TestRowFromGuest(t *testing.T) {
 				if tt.dialer != nil && !fam.guest.Is4() {
 					t.Skip("the kernel drops datagrams without checksum")
 				}
-				p := peer(t, fam)
+				p := newPeer(t, fam)
 				b := newBed(t, fam, portOf(p), options{dialer: tt.dialer})
 				data := pattern(tt.bytes, 1)
 				var want [][]byte
@@ -264,7 +264,7 @@ func TestBatchToGuest(t *testing.T) {
 	for _, tt := range batches {
 		t.Run(tt.name, func(t *testing.T) {
 			forFamilies(t, func(t *testing.T, fam family) {
-				p := peer(t, fam)
+				p := newPeer(t, fam)
 				b := newBed(t, fam, portOf(p), options{})
 				b.send([]byte("hello"))
 				from := expect(t, p, [][]byte{[]byte("hello")})
@@ -315,7 +315,7 @@ func openConn(t testing.TB, fam family, p *net.UDPConn) (*bed, *conn) {
 
 func TestWaitingDatagramsMakeOneRow(t *testing.T) {
 	forFamilies(t, func(t *testing.T, fam family) {
-		p := peer(t, fam)
+		p := newPeer(t, fam)
 		b, c := openConn(t, fam, p)
 		from := expect(t, p, [][]byte{[]byte("hello")})
 		c.fromHost() // nothing there
@@ -353,7 +353,7 @@ func sendRow(t *testing.T, p *net.UDPConn, to netip.AddrPort, data []byte, size 
 
 func TestRowsFromHostStayRows(t *testing.T) {
 	forFamilies(t, func(t *testing.T, fam family) {
-		p := peer(t, fam)
+		p := newPeer(t, fam)
 		b, c := openConn(t, fam, p)
 		from := expect(t, p, [][]byte{[]byte("hello")})
 		for _, tt := range []struct{ n, size int }{{14000, 1400}, {14001, 1400}, {64 * 100, 100}, {64 * 1000, 1000}, {2, 1}, {65400, 1200}} {
@@ -374,7 +374,7 @@ func TestRowsFromHostStayRows(t *testing.T) {
 
 func TestGuestWithoutRows(t *testing.T) {
 	forFamilies(t, func(t *testing.T, fam family) {
-		p := peer(t, fam)
+		p := newPeer(t, fam)
 		b := newBed(t, fam, portOf(p), options{without: tapio.USO | tapio.Csum})
 		b.send([]byte("hello"))
 		from := expect(t, p, [][]byte{[]byte("hello")})
@@ -389,7 +389,7 @@ func TestGuestWithoutRows(t *testing.T) {
 
 func TestUnreachablePortReachesGuest(t *testing.T) {
 	forFamilies(t, func(t *testing.T, fam family) {
-		p := peer(t, fam)
+		p := newPeer(t, fam)
 		port := portOf(p)
 		p.Close()
 		b := newBed(t, fam, port, options{})
@@ -441,7 +441,7 @@ func TestUnreachablePortReachesGuest(t *testing.T) {
 // A pending error makes one call fail; the datagram it fails with is not lost.
 func TestDatagramAfterErrorIsNotLost(t *testing.T) {
 	forFamilies(t, func(t *testing.T, fam family) {
-		p := peer(t, fam)
+		p := newPeer(t, fam)
 		port := portOf(p)
 		p.Close()
 		b := newBed(t, fam, port, options{doNotServe: true})
@@ -474,7 +474,7 @@ func TestDatagramAfterErrorIsNotLost(t *testing.T) {
 
 func TestTTLIsCopied(t *testing.T) {
 	forFamilies(t, func(t *testing.T, fam family) {
-		p := peer(t, fam)
+		p := newPeer(t, fam)
 		raw, err := p.SyscallConn()
 		if err != nil {
 			t.Fatal(err)
@@ -506,7 +506,7 @@ func TestTTLIsCopied(t *testing.T) {
 // TestServiceClassIsCarried: a call's packets keep their priority, and congestion marks arrive.
 func TestServiceClassIsCarried(t *testing.T) {
 	forFamilies(t, func(t *testing.T, fam family) {
-		p := peer(t, fam)
+		p := newPeer(t, fam)
 		level, recv, set, hops := unix.SOL_IP, unix.IP_RECVTOS, unix.IP_TOS, unix.IP_TTL
 		if fam.guest.Is6() {
 			level, recv, set, hops = unix.SOL_IPV6, unix.IPV6_RECVTCLASS, unix.IPV6_TCLASS, unix.IPV6_UNICAST_HOPS
@@ -555,7 +555,7 @@ func TestServiceClassIsCarried(t *testing.T) {
 // TestMarksSplitRows: of datagrams that come together, each keeps its mark.
 func TestMarksSplitRows(t *testing.T) {
 	fam := families[0]
-	p := peer(t, fam)
+	p := newPeer(t, fam)
 	b, c := openConn(t, fam, p)
 	from := expect(t, p, [][]byte{[]byte("hello")})
 	raw, err := p.SyscallConn()
@@ -598,7 +598,7 @@ func TestExpiry(t *testing.T) {
 		{"two answers", long, short, 1, 2},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			p := peer(t, families[0])
+			p := newPeer(t, families[0])
 			b := newBed(t, families[0], portOf(p), options{timeout: tt.timeout, stream: tt.stream})
 			var from netip.AddrPort
 			for range tt.sends {
@@ -649,11 +649,11 @@ func (d *late) UDP(port uint16, addr netip.AddrPort) (int, sock.Held, error) {
 
 func TestStrangersAreNotHeard(t *testing.T) {
 	forFamilies(t, func(t *testing.T, fam family) {
-		free := peer(t, fam)
+		free := newPeer(t, fam)
 		port := portOf(free)
 		free.Close()
-		p := peer(t, fam)
-		b := newBed(t, fam, portOf(p), options{guestPort: port, dialer: &late{t, peer(t, fam)}})
+		p := newPeer(t, fam)
+		b := newBed(t, fam, portOf(p), options{guestPort: port, dialer: &late{t, newPeer(t, fam)}})
 		b.send([]byte("x"))
 		from := expect(t, p, [][]byte{[]byte("x")})
 		p.WriteToUDPAddrPort([]byte("peer"), from)
@@ -701,7 +701,7 @@ func TestManyFlows(t *testing.T) {
 	if testing.Short() {
 		n = 50
 	}
-	p := peer(t, families[0])
+	p := newPeer(t, families[0])
 	for i := range n {
 		b := newBed(t, families[0], portOf(p), options{guestPort: uint16(20000 + i)})
 		p.SetDeadline(time.Now().Add(patience)) // for each
@@ -720,7 +720,7 @@ func TestNoAllocations(t *testing.T) {
 		t.Skip("pools lose things on purpose under the race detector")
 	}
 	forFamilies(t, func(t *testing.T, fam family) {
-		p := peer(t, fam)
+		p := newPeer(t, fam)
 		b, c := openConn(t, fam, p)
 		from := expect(t, p, [][]byte{[]byte("hello")})
 		c.env.Link = nullLink{c.env.Link}

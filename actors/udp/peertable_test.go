@@ -16,7 +16,7 @@ func TestCrowdAllocatesNothing(t *testing.T) {
 		t.Skip("the race detector allocates")
 	}
 	fam := families[0]
-	first := peer(t, fam)
+	first := newPeer(t, fam)
 	b, c := openConn(t, fam, first)
 	expect(t, first, [][]byte{[]byte("hello")})
 	b.env.Link = nullLink{b.env.Link}
@@ -29,20 +29,20 @@ func TestCrowdAllocatesNothing(t *testing.T) {
 	}
 	local, _ := sock.Local(fd)
 	c.fd, c.fresh, c.shares = fd, false, true
-	c.crowd = &crowd{port: local.Port(), peers: make(map[remote]*party)}
+	c.table = &peerTable{port: local.Port(), peers: make(map[remote]*peer)}
 	// The guest's link shows other addresses than ours, so that each is there by both.
 	var peers []*net.UDPConn
 	var frames [][]byte
 	var pkts []frame.Packet
 	for i := range 4 {
-		p := peer(t, fam)
+		p := newPeer(t, fam)
 		peers = append(peers, p)
 		k := b.key
 		k.RemotePort += uint16(i)
-		who := &party{key: &k, host: p.LocalAddr().(*net.UDPAddr).AddrPort(), segLimit: maxRow}
+		who := &peer{key: &k, host: p.LocalAddr().(*net.UDPAddr).AddrPort(), segLimit: maxRow}
 		who.hdr.init(b.env, &k)
 		c.include(who, remote{addr: k.Remote, port: k.RemotePort})
-		c.crowd.peers[remote{addr: frame.AddrOf(fam.loopback), port: portOf(p)}] = who
+		c.table.peers[remote{addr: frame.AddrOf(fam.loopback), port: portOf(p)}] = who
 		b.key.RemotePort = k.RemotePort
 		f := b.frameOf(pattern(1000, uint32(i)), 0)
 		b.key.RemotePort -= uint16(i)
@@ -79,7 +79,7 @@ func TestCrowdAllocatesNothing(t *testing.T) {
 	if n := testing.AllocsPerRun(100, run); n >= 1 {
 		t.Errorf("%v allocations", n)
 	}
-	for _, p := range c.crowd.peers {
+	for _, p := range c.table.peers {
 		if p.hostSeen != 2 || p.guestBatch != 2 {
 			t.Errorf("peer %v is counted with %d from the guest, %d from the host", p.host, p.guestBatch, p.hostSeen)
 		}
@@ -93,8 +93,8 @@ func TestCrowdAllocatesNothing(t *testing.T) {
 // answer, and each has its own time.
 func TestCrowdsOrder(t *testing.T) {
 	env := &flow.Env{UDPTimeout: 30, UDPStreamTimeout: 120}
-	w := &crowd{peers: make(map[remote]*party)}
-	all := make([]party, 6)
+	w := &peerTable{peers: make(map[remote]*peer)}
+	all := make([]peer, 6)
 	for i := range all {
 		all[i].lastAt = flow.Time(i + 1)
 		w.touch(&all[i])
@@ -107,8 +107,8 @@ func TestCrowdsOrder(t *testing.T) {
 	if got := w.expiry(env); got != all[2].lastAt+30 {
 		t.Errorf("the next one ends at %d", got)
 	}
-	for _, want := range []*party{&all[2], &all[3], &all[4], &all[5], &all[1]} {
-		got := w.idlest()
+	for _, want := range []*peer{&all[2], &all[3], &all[4], &all[5], &all[1]} {
+		got := w.longestIdle()
 		if got != want {
 			t.Fatalf("%d gives way, want %d", got.lastAt, want.lastAt)
 		}
@@ -118,11 +118,11 @@ func TestCrowdsOrder(t *testing.T) {
 	if got := w.expiry(env); got != all[0].lastAt+120 {
 		t.Errorf("the last one ends at %d", got)
 	}
-	if got := w.idlest(); got != &all[0] {
+	if got := w.longestIdle(); got != &all[0] {
 		t.Error("the last one is lost")
 	}
 	all[0].leaveList()
-	if w.idlest() != nil {
+	if w.longestIdle() != nil {
 		t.Error("somebody is left")
 	}
 }

@@ -18,14 +18,14 @@ const (
 	// maxPeers bounds the peers of one socket: 2 MiB or so. Beyond it, who was not heard of for longest
 	// gives way, first of those that have not answered.
 	maxPeers = 4096
-	// crowdRetries is how often a datagram is sent again that has met an error: any peer's may be it.
-	crowdRetries = 4
+	// sharedRetries is how often a datagram is sent again that has met an error: any peer's may be it.
+	sharedRetries = 4
 )
 
 // crowd is the peers of a guest's port that share one socket. It belongs to the actor.
-type crowd struct {
+type peerTable struct {
 	port  uint16 // of the host
-	peers map[remote]*party
+	peers map[remote]*peer
 
 	// In the order in which they were last heard of: those that are more than a question and an answer, and
 	// the others. Of peers that have begun, those that were answered are apart from those that were not.
@@ -45,25 +45,25 @@ type remote struct {
 }
 
 // crowded is what a peer has for being one of many.
-type crowded struct {
+type tableEntry struct {
 	id     remote
 	addr   unix.RawSockaddrInet6
 	named  uint32       // length of addr; 0: the socket is connected
 	member *flow.Member // nil: it is the one the port was made for
 
 	list           *peerList
-	before, behind *party
+	before, behind *peer
 
 	loose bool // it is none of the crowd
 	called
 }
 
-func (w *crowd) len() int { return w.n }
+func (w *peerTable) len() int { return w.n }
 
 // expiry returns when the next peer is given up if nothing more happens.
-func (w *crowd) expiry(env *flow.Env) flow.Time {
+func (w *peerTable) expiry(env *flow.Env) flow.Time {
 	t := flow.Now() + flow.Time(max(env.UDPTimeout, env.UDPStreamTimeout))
-	for _, p := range []*party{w.waiting.first, w.answered.first} {
+	for _, p := range []*peer{w.waiting.first, w.answered.first} {
 		if p != nil {
 			t = min(t, p.lastAt+flow.Time(env.UDPTimeout))
 		}
@@ -78,7 +78,7 @@ func (w *crowd) expiry(env *flow.Env) flow.Time {
 }
 
 // touch notes that p was heard of just now.
-func (w *crowd) touch(p *party) {
+func (w *peerTable) touch(p *peer) {
 	list := &w.waiting
 	answers := p.hostSeen
 	if w.callers != nil {
@@ -98,7 +98,7 @@ func (w *crowd) touch(p *party) {
 }
 
 // idlest returns who is to give way.
-func (w *crowd) idlest() *party {
+func (w *peerTable) longestIdle() *peer {
 	if p := w.answered.first; p != nil {
 		return p
 	}
@@ -110,8 +110,8 @@ func (w *crowd) idlest() *party {
 
 // turn makes the peer that the guest's datagram v is for the one that c is about. If that is nobody's of this
 // flow it returns false, and either elsewhere, for a flow of its own, or not: then v is lost.
-func (c *conn) turn(o *outgoing, v *flow.View) (ok, elsewhere bool) {
-	if c.crowd != nil && c.crowd.callers != nil {
+func (c *conn) selectPeer(o *outgoing, v *flow.View) (ok, elsewhere bool) {
+	if c.table != nil && c.table.callers != nil {
 		ok = c.answer(v)
 		return ok, !ok
 	}
@@ -121,12 +121,12 @@ func (c *conn) turn(o *outgoing, v *flow.View) (ok, elsewhere bool) {
 		to, at = v.Frame[v.L3+24:v.L3+40], c.key.Remote[:]
 	}
 	port := binary.BigEndian.Uint16(v.Frame[v.L4+2:])
-	if port == c.key.RemotePort && string(to) == string(at) && (c.crowd == nil || c.list != nil) {
+	if port == c.key.RemotePort && string(to) == string(at) && (c.table == nil || c.list != nil) {
 		return true, false
 	}
-	if c.crowd == nil {
+	if c.table == nil {
 		c.flush(o) // by the socket there is
-		if !c.gather() {
+		if !c.share() {
 			return false, true
 		}
 	}
@@ -136,15 +136,15 @@ func (c *conn) turn(o *outgoing, v *flow.View) (ok, elsewhere bool) {
 	} else {
 		id.addr = frame.Addr4([4]byte(to))
 	}
-	p := c.crowd.peers[id]
+	p := c.table.peers[id]
 	if p == nil {
 		c.met++
 		var err error
-		if p, err = c.meet(id); err != nil {
+		if p, err = c.addPeer(id); err != nil {
 			return false, errors.Is(err, flow.ErrExists)
 		}
 	}
-	c.party = p
+	c.peer = p
 	return true, false
 }
 
@@ -153,7 +153,7 @@ func (c *conn) turn(o *outgoing, v *flow.View) (ok, elsewhere bool) {
 //
 // None of the old peer's datagrams is lost: from the moment the new socket is there, it gets what the old one
 // does not; and that gets no more when its queue is emptied and it is closed.
-func (c *conn) gather() bool {
+func (c *conn) share() bool {
 	if c.port.Alone() {
 		return false
 	}
@@ -173,9 +173,9 @@ func (c *conn) gather() bool {
 	c.fd, c.fresh, c.bigSend, c.bigRecv = fd, false, true, true
 	unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, bulkBuffer)
 	unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, bulkBuffer)
-	c.out = [2]marks{{ttl: defaultTTL}, {ttl: defaultTTL}}
-	c.crowd = &crowd{port: port, peers: make(map[remote]*party), looked: flow.Now()}
-	c.include(c.party, remote{addr: c.key.Remote, port: c.key.RemotePort})
+	c.out = [2]ipFields{{ttl: defaultTTL}, {ttl: defaultTTL}}
+	c.table = &peerTable{port: port, peers: make(map[remote]*peer), looked: flow.Now()}
+	c.include(c.peer, remote{addr: c.key.Remote, port: c.key.RemotePort})
 	return true
 }
 
@@ -205,11 +205,11 @@ func (c *conn) socketForAll() (fd int, port uint16, err error) {
 }
 
 // meet makes a peer. Errors are those of flow.Sharing's Join.
-func (c *conn) meet(id remote) (*party, error) {
+func (c *conn) addPeer(id remote) (*peer, error) {
 	k := *c.port.Key()
-	p := &party{key: c.port.Key()}
+	p := &peer{key: c.port.Key()}
 	if k.Remote, k.RemotePort = id.addr, id.port; k != *p.key {
-		if c.crowd.len() >= maxPeers {
+		if c.table.len() >= maxPeers {
 			c.giveWay()
 		}
 		m, err := c.env.Sharing.Join(c.port, &k)
@@ -234,20 +234,20 @@ func remoteOf(sa *unix.RawSockaddrInet6) remote {
 }
 
 // include makes p, of which all is known but its address for the kernel, one of the crowd.
-func (c *conn) include(p *party, id remote) {
+func (c *conn) include(p *peer, id remote) {
 	p.id = id
 	p.named = sock.SetSockaddr(&p.addr, p.host)
 	if p.lastAt == 0 {
 		p.lastAt = flow.Now()
 	}
-	c.crowd.peers[id] = p
-	c.crowd.n++
-	c.crowd.touch(p)
+	c.table.peers[id] = p
+	c.table.n++
+	c.table.touch(p)
 }
 
 // giveWay gives up a peer to make room for another, and reports whether there was one.
 func (c *conn) giveWay() bool {
-	p := c.crowd.idlest()
+	p := c.table.longestIdle()
 	if p == nil {
 		return false
 	}
@@ -256,12 +256,12 @@ func (c *conn) giveWay() bool {
 }
 
 // remove gives p up. c may still be about it.
-func (c *conn) remove(p *party) {
-	c.crowd.n--
-	if w := c.crowd.callers; w != nil {
-		w.forget(c.crowd, p)
+func (c *conn) remove(p *peer) {
+	c.table.n--
+	if w := c.table.callers; w != nil {
+		w.forget(c.table, p)
 	} else {
-		delete(c.crowd.peers, p.id)
+		delete(c.table.peers, p.id)
 	}
 	p.leaveList()
 	if p.member != nil {
@@ -271,24 +271,24 @@ func (c *conn) remove(p *party) {
 
 // expire gives up the peers that were not heard of for too long by now.
 func (c *conn) expire(now flow.Time) {
-	for _, list := range []*peerList{&c.crowd.waiting, &c.crowd.answered} {
+	for _, list := range []*peerList{&c.table.waiting, &c.table.answered} {
 		for p := list.first; p != nil && p.lastAt+flow.Time(c.env.UDPTimeout) <= now; p = list.first {
 			c.remove(p)
 		}
 	}
-	for p := c.crowd.streams.first; p != nil && p.lastAt+flow.Time(c.env.UDPStreamTimeout) <= now; p = c.crowd.streams.first {
+	for p := c.table.streams.first; p != nil && p.lastAt+flow.Time(c.env.UDPStreamTimeout) <= now; p = c.table.streams.first {
 		c.remove(p)
 	}
 }
 
 // over reports whether the crowd is at its end.
-func (w *crowd) over(env *flow.Env, now flow.Time) bool {
+func (w *peerTable) over(env *flow.Env, now flow.Time) bool {
 	return w.n == 0 && (w.callers == nil || now >= w.callers.expiry(env))
 }
 
 // disperse gives up all peers, if there are many.
-func (c *conn) disperse() {
-	w := c.crowd
+func (c *conn) unshare() {
+	w := c.table
 	if w == nil {
 		return
 	}
@@ -308,17 +308,17 @@ func (c *conn) disperse() {
 }
 
 // sender returns the peer that has sent message i, nil if that is a stranger.
-func (c *conn) sender(in *incoming, i int) *party {
-	if c.crowd == nil {
+func (c *conn) sender(in *incoming, i int) *peer {
+	if c.table == nil {
 		if in.from(i, c.host) {
-			return c.party
+			return c.peer
 		}
 		return nil // before the socket was connected
 	}
-	if c.crowd.callers != nil {
+	if c.table.callers != nil {
 		return c.caller(in, i)
 	}
-	p := c.crowd.peers[remoteOf(&in.names[i])]
+	p := c.table.peers[remoteOf(&in.names[i])]
 	if p == nil || !in.control[i].ToUs(int(in.msgs[i].Hdr.Controllen)) {
 		c.env.Counters.Filtered.Add(1)
 		c.lookAgain(flow.Now()) // perhaps it is for somebody else
@@ -333,7 +333,7 @@ const lookEvery = flow.Time(time.Second)
 // lookAgain has the flow end if somebody else has its port by now, who might miss what comes to it: the guest's next
 // datagram begins with another port.
 func (c *conn) lookAgain(now flow.Time) {
-	w := c.crowd
+	w := c.table
 	if w.callers != nil || now-w.looked < lookEvery {
 		return
 	}
@@ -346,32 +346,32 @@ func (c *conn) lookAgain(now flow.Time) {
 
 // about makes the peer that the report r is about the one that c is about, and reports whether there is one.
 func (c *conn) about(r *sock.Report) bool {
-	if c.crowd == nil {
+	if c.table == nil {
 		return true
 	}
-	p := c.crowd.peers[remote{frame.AddrOf(r.To.Addr()), r.To.Port(), r.Scope}]
+	p := c.table.peers[remote{frame.AddrOf(r.To.Addr()), r.To.Port(), r.Scope}]
 	if p == nil {
 		return false
 	}
-	c.party = p
+	c.peer = p
 	return true
 }
 
 // retries is how often a datagram is sent again.
 func (c *conn) retries() int {
-	if c.crowd != nil {
-		return crowdRetries
+	if c.table != nil {
+		return sharedRetries
 	}
 	return 1
 }
 
 // peerList is peers in the order in which they were added.
 type peerList struct {
-	first, last *party
+	first, last *peer
 	n           int
 }
 
-func (l *peerList) add(p *party) {
+func (l *peerList) add(p *peer) {
 	p.list, p.before, p.behind = l, l.last, nil
 	if l.last != nil {
 		l.last.behind = p
@@ -383,7 +383,7 @@ func (l *peerList) add(p *party) {
 }
 
 // leaveList takes p out of the list it is in, if any.
-func (p *party) leaveList() {
+func (p *peer) leaveList() {
 	l := p.list
 	if l == nil {
 		return
