@@ -64,7 +64,7 @@ func (c *conn) tell(buf *[flow.BufferSize]byte, r *sock.Report, msg []byte) {
 	if c.v6 {
 		want = unix.SO_EE_ORIGIN_ICMP6
 	}
-	src, ok := c.env.Reporter(k, c.host, r.From)
+	src, ok := c.env.ICMPSource(k, c.host, r.From)
 	if r.Origin != want || !ok || len(msg) < frame.ICMPLen {
 		c.env.Log.Debug("Can't propagate error", zap.Stringer("host", c.host), zap.Stringer("from", r.From),
 			zap.Uint8("origin", r.Origin), zap.Error(r.Err))

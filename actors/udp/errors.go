@@ -80,5 +80,5 @@ func (c *conn) tell(buf *[flow.BufferSize]byte, r *sock.Report, payload []byte) 
 
 // present returns the address by which the guest knows a, the sender of an error, if it can know it.
 func (c *conn) present(a netip.Addr) (frame.Addr, bool) {
-	return c.env.Reporter(c.key, c.host.Addr(), a)
+	return c.env.ICMPSource(c.key, c.host.Addr(), a)
 }
