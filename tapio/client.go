@@ -28,7 +28,7 @@ const (
 // drain, a goroutine, waits for the socket to take more.
 type client struct {
 	s    *Stream
-	life lifetime
+	life fdRef
 	fd   uintptr
 	in   *pollSet      // for the reader
 	out  *pollSet      // for drain, closed but for its waits

@@ -170,7 +170,7 @@ type queue struct {
 	fd       uintptr
 	vnetSkip int // bytes of a buffer that the device does not know: VnetLen without VnetHeader
 
-	life lifetime
+	life fdRef
 	file *os.File
 	raw  syscall.RawConn
 

@@ -11,22 +11,22 @@ const closed = math.MinInt32
 // lifetime keeps a descriptor open while calls that use it are under way: it counts them, and whoever
 // brings the count down after the end closes the descriptor. It is the only thing that writers
 // share, where os.File would have them wait for each other.
-type lifetime struct{ calls atomic.Int32 }
+type fdRef struct{ calls atomic.Int32 }
 
 // enter begins a call, which leave ends. It reports false after end: then there is no call. leave
 // reports true to the one who has to close the descriptor.
-func (l *lifetime) enter() (ok, last bool) {
+func (l *fdRef) enter() (ok, last bool) {
 	if l.calls.Add(1) > 0 {
 		return true, false
 	}
 	return false, l.leave()
 }
 
-func (l *lifetime) leave() (last bool) { return l.calls.Add(-1) == closed }
+func (l *fdRef) leave() (last bool) { return l.calls.Add(-1) == closed }
 
 // end lets no further call in and reports whether it was the first to do so. The first is itself a
 // call under way, until leave.
-func (l *lifetime) end() bool {
+func (l *fdRef) end() bool {
 	for {
 		n := l.calls.Load()
 		if n < 0 {
@@ -39,4 +39,4 @@ func (l *lifetime) end() bool {
 }
 
 // ended reports whether end was called.
-func (l *lifetime) ended() bool { return l.calls.Load() < 0 }
+func (l *fdRef) ended() bool { return l.calls.Load() < 0 }
