@@ -147,7 +147,7 @@ func (b *bed) stop() {
 	}
 	if b.c != nil {
 		b.c.releaseHeld()
-		b.c.dropEarly()
+		b.c.dropReassembly()
 		b.c.promise(0)
 	}
 	b.port.Close()

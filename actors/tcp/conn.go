@@ -90,7 +90,7 @@ type conn struct {
 	heldLen int
 	sendAt  flow.Time // when what is held is offered once more to a socket that had no memory for it; 0: not set
 	held    []chunk
-	early   early
+	early   reassembly
 	credit  flow.Credit // for held, early and promised
 
 	promised int    // bytes of the window that the socket may not have room for
@@ -160,7 +160,7 @@ func (c *conn) run() {
 
 func (c *conn) close() {
 	c.releaseHeld()
-	c.dropEarly()
+	c.dropReassembly()
 	c.promise(0)
 	if c.reset && c.fd >= 0 {
 		sock.Reset(c.fd)
@@ -410,7 +410,7 @@ func (c *conn) onTime(now flow.Time) {
 		c.timeout(now)
 	case c.rtoAt == 0 && c.state == established && now-c.seenAt >= keepAlive:
 		c.sendProbe()
-		c.dropEarly()
+		c.dropReassembly()
 		c.settle()
 		c.seenAt = now // the next probe in 30 s
 	}

@@ -85,7 +85,7 @@ func (c *conn) handle(r *flow.Run, b *batch) {
 		}
 		if c.early.due(c.rcvNxt) && !c.over {
 			c.push(b)
-			c.fill()
+			c.drain()
 		}
 	}
 }
@@ -157,7 +157,7 @@ func (c *conn) segment(v *flow.View, b *batch, run *flow.Run) {
 	case !c.guestFIN && end == c.rcvNxt:
 		c.guestFIN = true
 		c.rcvNxt++
-		c.dropEarly()
+		c.dropReassembly()
 	case !c.guestFIN && seqGT(end, c.rcvNxt) && !seqGT(end, c.rcvEdge):
 		c.early.fin, c.early.finSeq = true, end
 		c.ackNow = true
@@ -180,7 +180,7 @@ func (c *conn) inOrder(seq uint32, data []byte, run *flow.Run) []byte {
 	}
 	if seqGT(seq, c.rcvNxt) {
 		// A gap. It is kept until that is filled. One acknowledgement for each such segment lets the guest count them (RFC 5681).
-		c.keep(seq, data, run)
+		c.insert(seq, data, run)
 		c.sendAck()
 		return nil
 	}

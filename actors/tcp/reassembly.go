@@ -17,7 +17,7 @@ const (
 // early is what has come before its turn: segments behind a gap, and perhaps the guest's FIN. They
 // are in the order of their sequence numbers, do not overlap, and begin behind rcvNxt, except while
 // fill is about to take them.
-type early struct {
+type reassembly struct {
 	pieces []piece
 	last   int // index of the piece that came last
 	fin    bool
@@ -25,7 +25,7 @@ type early struct {
 }
 
 // due reports whether next, the sequence number expected, has reached what came early.
-func (e *early) due(next uint32) bool {
+func (e *reassembly) due(next uint32) bool {
 	return len(e.pieces) > 0 && !seqGT(e.pieces[0].seq, next) || e.fin && !seqGT(e.finSeq, next)
 }
 
@@ -39,7 +39,7 @@ func (p *piece) end() uint32 { return p.seq + uint32(len(p.data)) }
 
 // keep holds what is new of data, which begins at seq behind rcvNxt and lies in run; as much of it as
 // the window covers and the limits allow. What is not kept the guest sends again.
-func (c *conn) keep(seq uint32, data []byte, run *flow.Run) {
+func (c *conn) insert(seq uint32, data []byte, run *flow.Run) {
 	if room := c.rcvEdge - seq; seqGT(c.rcvEdge, seq) && uint32(len(data)) > room {
 		data = data[:room]
 	} else if !seqGT(c.rcvEdge, seq) {
@@ -53,7 +53,7 @@ func (c *conn) keep(seq uint32, data []byte, run *flow.Run) {
 	}
 	for ; len(data) > 0; i++ {
 		if i == len(e.pieces) {
-			c.insert(i, seq, data, run)
+			c.place(i, seq, data, run)
 			return
 		}
 		p := &e.pieces[i]
@@ -62,7 +62,7 @@ func (c *conn) keep(seq uint32, data []byte, run *flow.Run) {
 		}
 		if seqLT(seq, p.seq) {
 			n := min(int(p.seq-seq), len(data))
-			if !c.insert(i, seq, data[:n], run) {
+			if !c.place(i, seq, data[:n], run) {
 				return
 			}
 			seq, data = seq+uint32(n), data[n:]
@@ -75,7 +75,7 @@ func (c *conn) keep(seq uint32, data []byte, run *flow.Run) {
 }
 
 // insert makes data piece i and reports whether there is one more.
-func (c *conn) insert(i int, seq uint32, data []byte, run *flow.Run) bool {
+func (c *conn) place(i int, seq uint32, data []byte, run *flow.Run) bool {
 	if len(c.early.pieces) >= earlyPieces {
 		return false
 	}
@@ -90,7 +90,7 @@ func (c *conn) insert(i int, seq uint32, data []byte, run *flow.Run) bool {
 }
 
 // fill takes what has come early and is due now.
-func (c *conn) fill() {
+func (c *conn) drain() {
 	e := &c.early
 	b := batches.Get().(*batch)
 	defer batches.Put(b)
@@ -121,7 +121,7 @@ func (c *conn) fill() {
 		e.fin = false
 	}
 	if c.guestFIN {
-		c.dropEarly()
+		c.dropReassembly()
 	}
 }
 
@@ -173,8 +173,8 @@ func (c *conn) forget(n int) {
 	}
 }
 
-// dropEarly gives everything back that has come early: the guest sends it again.
-func (c *conn) dropEarly() {
+// dropReassembly gives everything back that has come early: the guest sends it again.
+func (c *conn) dropReassembly() {
 	c.early.fin = false
 	if len(c.early.pieces) > 0 {
 		c.forget(len(c.early.pieces))

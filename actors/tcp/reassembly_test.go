@@ -87,12 +87,12 @@ func TestEarlySegmentsAreBounded(t *testing.T) {
 	}
 	b.offer(seg{flags: frame.ACK, seq: b.c.rcvEdge, ack: b.rcv, wnd: b.wnd, data: data(0, 100)},
 		seg{flags: frame.ACK, seq: b.c.rcvEdge - 1, ack: b.rcv, wnd: b.wnd, data: data(0, 100)})
-	b.c.dropEarly()
+	b.c.dropReassembly()
 	b.turn()
 	if n := len(b.c.early.pieces); n != 1 || len(b.c.early.pieces[0].data) != 1 {
 		t.Errorf("%d pieces are kept of what is at the edge, want 1 of 1 byte", n)
 	}
-	b.c.dropEarly()
+	b.c.dropReassembly()
 	var others flow.Credit
 	all := b.env.Held.Free()/2 + 1
 	if !others.Take(&b.env.Held, all) {
