@@ -81,7 +81,7 @@ type Engine struct {
 	services  services
 	adverts   adverts
 	greeted   atomic.Bool // the guest was
-	seen      seen
+	guestAddr guestAddr
 	evictor   *flow.Evictor
 	admission admission
 	sharing   sharing
@@ -132,7 +132,7 @@ func New(cfg Config) *Engine {
 	e.env.EvictOne = cfg.Limit.Reclaim
 	cfg.Limit.AddReclaimer(reclaimer{e})
 	e.env.SetGuestMAC(cfg.GuestMAC)
-	e.seen.begin(&cfg, e.env.SetGuestMAC)
+	e.guestAddr.begin(&cfg, e.env.SetGuestMAC)
 	e.env.Present = e.present
 	e.env.Sharing = shares{e}
 	if t := cfg.Neigh.Neighbours; t != nil {
@@ -305,7 +305,7 @@ var drop = flow.NewPort(flow.Key{})
 
 // look notes where the frame b, parsed as pkt, comes from.
 func (r *reader) look(b []byte, pkt *frame.Packet) {
-	s := &r.e.seen
+	s := &r.e.guestAddr
 	mac := frame.Src(b)
 	if turn := s.turn.Load(); turn != r.turn {
 		r.last4, r.last6, r.turn = station{}, station{}, turn

@@ -6,7 +6,7 @@ package actors
 // neighbours. It may be called by anyone from New on.
 func (e *Engine) Greet() {
 	e.greeted.Store(true)
-	e.seen.reconnected()
+	e.guestAddr.reconnected()
 	buf := e.env.Buffer()
 	defer e.env.PutBuffer(buf)
 	send := func(n int) {

@@ -109,7 +109,7 @@ func TestPrefixIsLearned(t *testing.T) {
 		t.Fatalf("asked for nobody: % x", frames)
 	}
 	a := frame.AddrOf(addr("fe80::99"))
-	e.seen.note(&a, guestMAC)
+	e.guestAddr.note(&a, guestMAC)
 	b := solicit()
 	if len(b) != l4+16+32+8 || b[l4+16] != 3 || frame.NetIP(frame.Addr(append(b[l4+32:l4+40:l4+40], make([]byte, 8)...))) != addr("fe80::") {
 		t.Errorf("advertised % x", b)

@@ -244,7 +244,7 @@ func (e *Engine) answerDHCPv6(v *flow.View, pkt *frame.Packet, out []byte) int {
 	n, err := e.cfg.DHCPv6.Answer(pkt, v.Frame, out)
 	switch {
 	case err == nil:
-		e.seen.told6(frame.Src(v.Frame))
+		e.guestAddr.told6(frame.Src(v.Frame))
 	case errors.Is(err, dhcpv6.ErrMalformed):
 		e.env.Counters.BadDHCPv6.Add(1)
 	}

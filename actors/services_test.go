@@ -157,7 +157,7 @@ func TestGuestThatIsToldItsAddress(t *testing.T) {
 			if (n > 0) != (len(tt.body) > 4) {
 				t.Errorf("an answer of %d bytes", n)
 			}
-			if got := frame.NetIP(e.seen.verifier.asked[kind6].again.addr); got != tt.want {
+			if got := frame.NetIP(e.guestAddr.verifier.asked[kind6].again.addr); got != tt.want {
 				t.Errorf("the guest is expected at %v, want %v", got, tt.want)
 			}
 			if got := e.Guest().V6; got != seen {
@@ -198,13 +198,13 @@ func TestHardwareAddressOfTheGuest(t *testing.T) {
 		from(frame.Broadcast, ourMAC, frame.Broadcast)
 		from(a, frame.MAC{2, 9, 9, 9, 9, 9}, a) // for nobody we know of
 		from(b, ourMAC, a)
-		e.seen.reconnected()
+		e.guestAddr.reconnected()
 		from(b, ourMAC, b)
-		e.seen.reconnected()
+		e.guestAddr.reconnected()
 		from(b, ourMAC, b)
 		from(a, ourMAC, b)
 		time.Sleep(2 * time.Second)
-		e.seen.reconnected()
+		e.guestAddr.reconnected()
 		from(c, frame.Broadcast, c)
 		var got []string
 		for _, l := range logs.All() {

@@ -82,7 +82,7 @@ type question struct {
 }
 
 // next does what is due, and returns what to ask, and when to come back; 0 for when there is something new.
-func (s *seen) next(now time.Time, ask []question) ([]question, time.Duration) {
+func (s *guestAddr) next(now time.Time, ask []question) ([]question, time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var wait time.Duration
@@ -105,7 +105,7 @@ func (s *seen) next(now time.Time, ask []question) ([]question, time.Duration) {
 }
 
 // step takes q one step on, if it is due.
-func (s *seen) step(k int, q *inquiry, now time.Time, ask []question) []question {
+func (s *guestAddr) step(k int, q *inquiry, now time.Time, ask []question) []question {
 	if q.round == 0 {
 		if q.again != (station{}) && (now.After(q.until) || s.guest[k] == q.again.addr) {
 			q.again = station{}
@@ -157,7 +157,7 @@ func (s *seen) step(k int, q *inquiry, now time.Time, ask []question) []question
 }
 
 // conclude ends q, for which the guest's address has not answered.
-func (s *seen) conclude(k int, q *inquiry) {
+func (s *guestAddr) conclude(k int, q *inquiry) {
 	s.end(q)
 	switch {
 	case s.guest[k] != q.old.addr:
@@ -175,7 +175,7 @@ func (s *seen) conclude(k int, q *inquiry) {
 }
 
 // end ends what is under way.
-func (s *seen) end(q *inquiry) {
+func (s *guestAddr) end(q *inquiry) {
 	q.round = 0
 	s.turn.Add(1)
 	s.verifier.asking.Add(-1)
@@ -183,7 +183,7 @@ func (s *seen) end(q *inquiry) {
 }
 
 // answered notes that the station mac says that it has the address a.
-func (s *seen) answered(a *frame.Addr, mac frame.MAC) {
+func (s *guestAddr) answered(a *frame.Addr, mac frame.MAC) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !s.usable(mac) {
@@ -218,7 +218,7 @@ func (e *Engine) verify(ctx context.Context) {
 	var ask []question
 	for {
 		var wait time.Duration
-		ask, wait = e.seen.next(time.Now(), ask[:0])
+		ask, wait = e.guestAddr.next(time.Now(), ask[:0])
 		e.ask(ask)
 		var due <-chan time.Time
 		if wait > 0 {
@@ -228,7 +228,7 @@ func (e *Engine) verify(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-e.seen.verifier.ringing:
+		case <-e.guestAddr.verifier.ringing:
 		case <-due:
 		}
 	}
@@ -243,7 +243,7 @@ func (e *Engine) ask(list []question) {
 	for i := range list {
 		q := &list[i]
 		if q.new && e.cfg.HostHas != nil && e.cfg.HostHas(frame.NetIP(q.of)) {
-			e.seen.refuse(q.kind, &q.of)
+			e.guestAddr.refuse(q.kind, &q.of)
 			continue
 		}
 		e.send(buf[:e.cfg.Neigh.Probe(&q.of, q.to, buf[:])])
@@ -251,7 +251,7 @@ func (e *Engine) ask(list []question) {
 }
 
 // refuse ends what is found out about the candidate a, which the host has.
-func (s *seen) refuse(k int, a *frame.Addr) {
+func (s *guestAddr) refuse(k int, a *frame.Addr) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if q := &s.verifier.asked[k]; q.round > 0 && q.new.addr == *a {
@@ -260,7 +260,7 @@ func (s *seen) refuse(k int, a *frame.Addr) {
 }
 
 // listen looks at what the guest says about its neighbours, which the frame b, parsed as pkt, is about.
-func (s *seen) listen(b []byte, pkt *frame.Packet) {
+func (s *guestAddr) listen(b []byte, pkt *frame.Packet) {
 	if s.verifier.asking.Load() == 0 {
 		return
 	}

@@ -168,7 +168,7 @@ func (s *wire) deliver(b []byte) {
 
 // at returns where the guest is.
 func (s *wire) at(k int) station {
-	return station{s.e.seen.current.Load().guest[k], s.e.env.GuestMAC()}
+	return station{s.e.guestAddr.current.Load().guest[k], s.e.env.GuestMAC()}
 }
 
 // within reports an error unless the guest is at want in less than a second, while what says is said.
@@ -410,9 +410,9 @@ func TestFirstAddresses(t *testing.T) {
 	})
 	run("told", none, func(t *testing.T, s *wire) {
 		s.speak(station{ll.here, guestMAC})
-		s.e.seen.assigned6 = frame.NetIP(v6.new)
+		s.e.guestAddr.assigned6 = frame.NetIP(v6.new)
 		s.has(station{ll.here, guestMAC})
-		s.e.seen.told6(guestMAC)
+		s.e.guestAddr.told6(guestMAC)
 		time.Sleep(2 * time.Second) // duplicate address detection
 		if got := s.at(kind6); got.addr != ll.here {
 			t.Errorf("the guest is at %v", got)
@@ -421,9 +421,9 @@ func TestFirstAddresses(t *testing.T) {
 		s.within(kind6, station{v6.new, guestMAC}, nothing)
 	})
 	run("told, but elsewhere", nil, func(t *testing.T, s *wire) {
-		s.e.seen.move(kind6, v6.new)
+		s.e.guestAddr.move(kind6, v6.new)
 		s.has(station{v6.new, guestMAC})
-		s.stays(kind6, func() { s.e.seen.told6(otherMAC) })
+		s.stays(kind6, func() { s.e.guestAddr.told6(otherMAC) })
 	})
 }
 
@@ -557,7 +557,7 @@ func FuzzVerifier(f *testing.F) {
 				case 3:
 					time.Sleep(time.Duration(x) * 4 * time.Millisecond)
 				case 4:
-					s.e.seen.told6(o.mac)
+					s.e.guestAddr.told6(o.mac)
 				}
 				for _, h := range here {
 					if got := s.at(kindOf(&h.addr)); got != h {
@@ -566,7 +566,7 @@ func FuzzVerifier(f *testing.F) {
 				}
 			}
 			time.Sleep(2 * time.Second)
-			if n := s.e.seen.verifier.asking.Load(); n < 0 || n > kinds {
+			if n := s.e.guestAddr.verifier.asking.Load(); n < 0 || n > kinds {
 				t.Errorf("%d inquiries", n)
 			}
 			if most := 3 * 5 * int(time.Since(start)/verifyInterval+1); s.asked > most {

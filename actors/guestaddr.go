@@ -22,7 +22,7 @@ import (
 // in a namespace, candidates are asked for on the link; see verifier.
 //
 // The reader notes candidates; anything may ask.
-type seen struct {
+type guestAddr struct {
 	// Set before the first note.
 	frozen [kinds]bool
 	never  map[frame.Addr]bool // addresses of ours on the link
@@ -75,7 +75,7 @@ type current struct {
 
 // begin fills s, which is zero. setMAC is called with the guest's Ethernet address when that is another one, and reports
 // whether it is.
-func (s *seen) begin(cfg *Config, setMAC func(frame.MAC) bool) {
+func (s *guestAddr) begin(cfg *Config, setMAC func(frame.MAC) bool) {
 	s.never, s.ours, s.mac, s.log, s.setMAC = make(map[frame.Addr]bool), cfg.OurMAC, cfg.GuestMAC, cfg.Log, setMAC
 	s.guest = [...]frame.Addr{frame.AddrOf(cfg.Guest.V4), frame.AddrOf(cfg.Guest.V6), frame.AddrOf(cfg.Guest.LinkLocal)}
 	s.frozen = [...]bool{cfg.Frozen4, cfg.Frozen6, false}
@@ -95,11 +95,11 @@ func (s *seen) begin(cfg *Config, setMAC func(frame.MAC) bool) {
 }
 
 // publish is to be called when guest or mac has changed. mu is held, but by begin.
-func (s *seen) publish() { s.current.Store(&current{s.guest, s.mac}) }
+func (s *guestAddr) publish() { s.current.Store(&current{s.guest, s.mac}) }
 
 // note notes that a packet of the guest's has come from src and mac. It need not be called again for the same before
 // turn has changed.
-func (s *seen) note(src *frame.Addr, mac frame.MAC) {
+func (s *guestAddr) note(src *frame.Addr, mac frame.MAC) {
 	k := kindOf(src)
 	if c := s.current.Load(); c.guest[k] == *src && c.mac == mac {
 		return
@@ -113,19 +113,19 @@ func (s *seen) note(src *frame.Addr, mac frame.MAC) {
 }
 
 // noteMAC takes the first Ethernet address that a guest is seen with for its own.
-func (s *seen) noteMAC(mac frame.MAC) {
+func (s *guestAddr) noteMAC(mac frame.MAC) {
 	if s.mac == frame.Broadcast && s.usable(mac) {
 		s.moveMAC(mac)
 	}
 }
 
 // usable reports whether a station of the guest's may have the address mac.
-func (s *seen) usable(mac frame.MAC) bool {
+func (s *guestAddr) usable(mac frame.MAC) bool {
 	return mac[0]&1 == 0 && mac != s.ours && mac != frame.MAC{}
 }
 
 // consider decides what becomes of a candidate.
-func (s *seen) consider(k int, c station) {
+func (s *guestAddr) consider(k int, c station) {
 	here := s.guest[k]
 	moved := here != c.addr
 	if s.never[c.addr] || moved && s.frozen[k] {
@@ -155,7 +155,7 @@ func (s *seen) consider(k int, c station) {
 }
 
 // move makes a the guest's address.
-func (s *seen) move(k int, a frame.Addr) {
+func (s *guestAddr) move(k int, a frame.Addr) {
 	if s.guest[k] == a {
 		return
 	}
@@ -173,12 +173,12 @@ func (s *seen) move(k int, a frame.Addr) {
 }
 
 // standsIn reports whether there is no address of k: for a global one, the link-local one may stand in.
-func (s *seen) standsIn(k int) bool {
+func (s *guestAddr) standsIn(k int) bool {
 	return s.guest[k] == (frame.Addr{}) || k == kind6 && frame.IsLinkLocal(&s.guest[k])
 }
 
 // moveMAC makes mac the guest's Ethernet address.
-func (s *seen) moveMAC(mac frame.MAC) {
+func (s *guestAddr) moveMAC(mac frame.MAC) {
 	if s.mac == mac {
 		return
 	}
@@ -195,7 +195,7 @@ func (s *seen) moveMAC(mac frame.MAC) {
 
 // told6 notes that the guest with the address mac was told which IPv6 address is its own. It will be there once it
 // has found that no other station has it.
-func (s *seen) told6(mac frame.MAC) {
+func (s *guestAddr) told6(mac frame.MAC) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	a := frame.AddrOf(s.assigned6)
@@ -205,7 +205,7 @@ func (s *seen) told6(mac frame.MAC) {
 }
 
 // reconnected notes that another guest may be there: its Ethernet address is not known.
-func (s *seen) reconnected() {
+func (s *guestAddr) reconnected() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.iface == nil {
@@ -238,7 +238,7 @@ type Interface struct {
 // GuestInterface says what the guest's kernel says, each time that it changes; nil: the kernel says nothing any
 // more. One goroutine may call it, at any time from New on.
 func (e *Engine) GuestInterface(i *Interface) {
-	s := &e.seen
+	s := &e.guestAddr
 	if i == nil {
 		s.mu.Lock()
 		defer s.mu.Unlock()
@@ -285,7 +285,7 @@ func (e *Engine) GuestInterface(i *Interface) {
 
 // Guest returns where the guest is: at first what Config says.
 func (e *Engine) Guest() rules.Guest {
-	c := e.seen.current.Load()
+	c := e.guestAddr.current.Load()
 	addr := func(k int) (a netip.Addr) {
 		if c.guest[k] != (frame.Addr{}) {
 			a = frame.NetIP(c.guest[k])
@@ -299,9 +299,9 @@ func (e *Engine) Guest() rules.Guest {
 // address, the first link-local one of the guest's as that assigned to it.
 func (e *Engine) Rules() rules.Rules {
 	r := e.cfg.Rules
-	e.seen.mu.Lock()
-	defer e.seen.mu.Unlock()
-	r.Assigned6 = e.seen.assigned6
+	e.guestAddr.mu.Lock()
+	defer e.guestAddr.mu.Unlock()
+	r.Assigned6 = e.guestAddr.assigned6
 	return r
 }
 
