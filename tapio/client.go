@@ -138,7 +138,7 @@ func (c *client) write(b []byte) error {
 	if full && len(b) > smallWrite {
 		return ErrDropped
 	}
-	w := scatters.Get().(*scatter)
+	w := frameWriters.Get().(*frameWriter)
 	defer w.done()
 	if err := w.seg.reset(b, false); err != nil {
 		return err
@@ -152,7 +152,7 @@ func (c *client) write(b []byte) error {
 }
 
 // leaveFor queues w for whoever is busy, or for drain.
-func (c *client) leaveFor(w *scatter) error {
+func (c *client) leaveFor(w *frameWriter) error {
 	ch := newChunk()
 	if err := ch.append(w); err != nil {
 		chunks.Put(ch)
@@ -173,7 +173,7 @@ func (c *client) leaveFor(w *scatter) error {
 }
 
 // append adds all that is left of w's row.
-func (ch *chunk) append(w *scatter) error {
+func (ch *chunk) append(w *frameWriter) error {
 	for {
 		more, err := w.fill()
 		if err != nil || !more {
@@ -187,7 +187,7 @@ func (ch *chunk) append(w *scatter) error {
 }
 
 // send sends w's row behind what was queued before it. The caller is busy.
-func (c *client) send(w *scatter) error {
+func (c *client) send(w *frameWriter) error {
 	if !c.flush() {
 		if len(w.seg.in) <= smallWrite {
 			return c.leaveFor(w)

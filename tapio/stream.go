@@ -65,7 +65,7 @@ type Stream struct {
 	// By the reader.
 	rc    *client // whom frames are read from
 	over  error   // why there is nothing more to read
-	in    cutter
+	in    deframer
 	dry   bool // the last recv has most likely emptied the socket
 	pace  pace
 	step  func(uintptr) bool

@@ -24,18 +24,18 @@ var errFrameSize = errors.New("bad frame size")
 
 // cutter cuts a stream of bytes into frames, each preceded by its length in 32 bits, big-endian. It
 // takes the bytes in pieces of any size. Its zero value is ready for use, by one goroutine.
-type cutter struct {
+type deframer struct {
 	b    [cutterSize]byte
 	r, w int // what is in b and was not handed out
 	last int // length of the frame that was handed out last
 }
 
 // reset forgets a partial frame.
-func (c *cutter) reset() { c.r, c.w, c.last = 0, 0, 0 }
+func (c *deframer) reset() { c.r, c.w, c.last = 0, 0, 0 }
 
 // room returns where further bytes go, at least one; add tells how many there are. It is to be called
 // only when next has nothing more, and what next returned is invalid then.
-func (c *cutter) room() []byte {
+func (c *deframer) room() []byte {
 	switch {
 	case c.r == c.w:
 		c.r, c.w = 0, 0
@@ -46,11 +46,11 @@ func (c *cutter) room() []byte {
 	return c.b[c.w:]
 }
 
-func (c *cutter) add(n int) { c.w += n }
+func (c *deframer) add(n int) { c.w += n }
 
 // next returns the next whole frame without its length, nil if there is none yet, or errFrameSize,
 // after which no frame can be found any more.
-func (c *cutter) next() ([]byte, error) {
+func (c *deframer) next() ([]byte, error) {
 	p := c.b[c.r:c.w]
 	if len(p) < prefixLen {
 		return nil, nil
@@ -73,7 +73,7 @@ func (c *cutter) next() ([]byte, error) {
 
 // lend returns how long the next frame is, if its length is there, or may be, since the one before it was;
 // 0 if it is not worth a place of its own: it is short, or a part of it is here.
-func (c *cutter) lend() int {
+func (c *deframer) lend() int {
 	n := c.last
 	switch have := c.w - c.r; {
 	case have > prefixLen:
@@ -90,7 +90,7 @@ func (c *cutter) lend() int {
 // move moves what has come of the next frame to the beginning of p, which is as long as lend has said, with
 // the prefix. It returns how much that is, and where what comes behind the frame goes: the prefix of the
 // one after it, or a part of that.
-func (c *cutter) move(p []byte) (n int, behind []byte) {
+func (c *deframer) move(p []byte) (n int, behind []byte) {
 	n = copy(p, c.b[c.r:c.w])
 	c.r, c.w = 0, 0
 	return n, c.b[:prefixLen]
@@ -98,7 +98,7 @@ func (c *cutter) move(p []byte) (n int, behind []byte) {
 
 // settle takes note that the first n bytes of p and of what is behind have come. It reports whether p is a whole frame,
 // which counts as handed out; if not, it is for next to find.
-func (c *cutter) settle(p []byte, n int) bool {
+func (c *deframer) settle(p []byte, n int) bool {
 	if n >= len(p) && int(binary.BigEndian.Uint32(p)) == len(p)-prefixLen {
 		c.w = n - len(p)
 		c.last = len(p) - prefixLen

@@ -33,7 +33,7 @@ func FuzzCutter(f *testing.F) {
 			want = append(want, rest[4:4+n])
 			rest = rest[4+n:]
 		}
-		c := new(cutter)
+		c := new(deframer)
 		got := 0
 		check := func(b []byte) {
 			t.Helper()
@@ -92,7 +92,7 @@ func TestCutterLongRun(t *testing.T) {
 		in = append(in, prefixed(pattern(minStream+i*163%(maxStream-minStream)))...)
 	}
 	in = append(in, prefixed(pattern(maxStream))...)
-	c, frames := new(cutter), 0
+	c, frames := new(deframer), 0
 	for rest := in; ; {
 		b, err := c.next()
 		if err != nil {

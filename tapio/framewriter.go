@@ -20,7 +20,7 @@ const (
 
 // scatter lays out what one Write sends for a stream: for each frame its length and headers, made
 // here, and its payload, which stays where it is.
-type scatter struct {
+type frameWriter struct {
 	seg    segmenter
 	frames int
 	n      int // pieces
@@ -30,10 +30,10 @@ type scatter struct {
 	hdr    [scatterFrames][headerSlot]byte
 }
 
-var scatters = sync.Pool{New: func() any { return new(scatter) }}
+var frameWriters = sync.Pool{New: func() any { return new(frameWriter) }}
 
 // fill lays out the next frames of the row that seg was set to and reports whether there are any.
-func (s *scatter) fill() (bool, error) {
+func (s *frameWriter) fill() (bool, error) {
 	s.frames, s.n, s.len = 0, 0, 0
 	for s.frames < scatterFrames {
 		slot := &s.hdr[s.frames]
@@ -61,7 +61,7 @@ func (s *scatter) fill() (bool, error) {
 	return s.frames > 0, nil
 }
 
-func (s *scatter) add(b []byte) {
+func (s *frameWriter) add(b []byte) {
 	s.iov[s.n].Base = &b[0]
 	s.iov[s.n].SetLen(len(b))
 	s.n++
@@ -69,14 +69,14 @@ func (s *scatter) add(b []byte) {
 }
 
 // send writes to the socket fd without waiting and returns how many bytes it took.
-func (s *scatter) send(fd uintptr) (int, unix.Errno) {
+func (s *frameWriter) send(fd uintptr) (int, unix.Errno) {
 	s.msg.Iov = &s.iov[0]
 	s.msg.SetIovlen(s.n)
 	return sendmsg(fd, &s.msg)
 }
 
 // rest appends all pieces but for their first skip bytes to b.
-func (s *scatter) rest(b []byte, skip int) []byte {
+func (s *frameWriter) rest(b []byte, skip int) []byte {
 	for i := range s.n {
 		p := unsafe.Slice(s.iov[i].Base, int(s.iov[i].Len))
 		if skip >= len(p) {
@@ -90,11 +90,11 @@ func (s *scatter) rest(b []byte, skip int) []byte {
 }
 
 // done lets go of the frame that seg was set to, and of its payload.
-func (s *scatter) done() {
+func (s *frameWriter) done() {
 	s.seg.in = nil
 	clear(s.iov[:s.n])
 	s.n = 0
-	scatters.Put(s)
+	frameWriters.Put(s)
 }
 
 // sendmsg does not block, and a socket's buffer is filled in some 50 µs, so the scheduler need not
