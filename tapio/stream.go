@@ -63,17 +63,17 @@ type Stream struct {
 	mu       sync.Mutex // nothing is started once closing is set; not on a frame's path
 
 	// By the reader.
-	rc    *client // whom frames are read from
-	over  error   // why there is nothing more to read
-	in    deframer
-	dry   bool // the last recv has most likely emptied the socket
-	pace  pace
-	step  func(uintptr) bool
-	to    []byte // step's argument: where a frame is wanted
-	n     int    // its results
-	errno unix.Errno
-	iov   [2]unix.Iovec
-	msg   unix.Msghdr
+	rc       *client // whom frames are read from
+	over     error   // why there is nothing more to read
+	in       deframer
+	dry      bool // the last recv has most likely emptied the socket
+	coalesce coalescer
+	step     func(uintptr) bool
+	to       []byte // step's argument: where a frame is wanted
+	n        int    // its results
+	errno    unix.Errno
+	iov      [2]unix.Iovec
+	msg      unix.Msghdr
 }
 
 // ListenStream returns the link to whoever connects to the listening socket fd, which it takes over.
@@ -297,7 +297,7 @@ func (s *Stream) Read(b []byte) (int, error) {
 		if !s.rc.enter() {
 			return 0, s.stopped()
 		}
-		s.pace.wait()
+		s.coalesce.wait()
 		s.to = b
 		err := s.rc.in.wait(s.step)
 		s.to = nil
@@ -371,7 +371,7 @@ func (s *Stream) recv(b []byte) (int, unix.Errno) {
 	n, errno := recvmsg(s.rc.fd, &s.msg)
 	s.iov[0].Base = nil
 	s.dry = errno == 0 && n < len(place)-have+len(behind)
-	s.pace.took(n, behind != nil)
+	s.coalesce.took(n, behind != nil)
 	switch {
 	case behind != nil:
 		if s.in.settle(place, have+n) {

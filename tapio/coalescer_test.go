@@ -23,7 +23,7 @@ func TestPace(t *testing.T) {
 		{"slow ones", 1518, 3 * time.Millisecond, 0},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			var p pace
+			var p coalescer
 			now := time.Now()
 			next := func(gap time.Duration, n int) time.Duration {
 				now = now.Add(gap)

@@ -38,17 +38,17 @@ const (
 
 // pace notices a stream on which frames of a bulk transfer come one by one. Its zero value is ready
 // for use, by the reader.
-type pace struct {
+type coalescer struct {
 	sum    int       // bytes since
 	last   time.Time // when the reader had nothing to do
-	streak int
+	run    int
 	long   bool      // the last bytes were of a long frame
 	turn   time.Time // when other goroutines had theirs
 	n, gap int64     // means of such sums, and of the nanoseconds that they have taken
 }
 
 // took notes that n bytes have come, of a frame that is long enough to be received in place, or not.
-func (p *pace) took(n int, long bool) {
+func (p *coalescer) took(n int, long bool) {
 	p.sum += n
 	p.long = long
 }
@@ -56,7 +56,7 @@ func (p *pace) took(n int, long bool) {
 // wait is called when the reader is about to sleep, and lets frames gather first if the stream is busy. Other
 // goroutines have to wait, for paceHold and paceTwo at most: the runtime does not know, and so starts no thread
 // for them.
-func (p *pace) wait() {
+func (p *coalescer) wait() {
 	now := time.Now()
 	if nap := p.nap(now); nap > 0 {
 		if now.Sub(p.turn) > paceHold {
@@ -69,21 +69,21 @@ func (p *pace) wait() {
 }
 
 // nap returns for how long frames are to gather from now on.
-func (p *pace) nap(now time.Time) time.Duration {
+func (p *coalescer) nap(now time.Time) time.Duration {
 	n, gap := p.sum, now.Sub(p.last)
 	p.sum, p.last = 0, now
 	if gap > paceGap {
-		p.streak = max(p.streak-paceLapse*int(gap/paceGap), 0)
+		p.run = max(p.run-paceLapse*int(gap/paceGap), 0)
 		return 0
 	}
 	p.n += (int64(n) - p.n) / 8
 	p.gap += (int64(gap) - p.gap) / 8
 	if n < paceLeast {
-		p.streak = max(p.streak-paceBreak, 0)
+		p.run = max(p.run-paceBreak, 0)
 		return 0
 	}
-	p.streak = min(p.streak+1, 2*paceStreak)
-	if p.streak < paceStreak {
+	p.run = min(p.run+1, 2*paceStreak)
+	if p.run < paceStreak {
 		return 0
 	}
 	batch := time.Duration(p.gap * paceBatch / p.n) // the time in which as much comes
