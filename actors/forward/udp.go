@@ -43,10 +43,10 @@ type udp struct {
 
 // gathering is the flows that began at one listener since it was last found empty.
 type gathering struct {
-	pending map[flowKey]*newFlow
-	order   []*newFlow
-	strays  []datagram // received by sockets of flows they do not belong to; maxDatagrams at most
-	total   int        // datagrams
+	pending      map[flowKey]*newFlow
+	order        []*newFlow
+	misdelivered []datagram // received by sockets of flows they do not belong to; maxDatagrams at most
+	total        int        // datagrams
 }
 
 // gathering is what begins at l.
@@ -208,9 +208,9 @@ func (u *udp) open(g *gathering, l *listener, flow *newFlow, d datagram) {
 			flow.add(b[:n])
 			continue
 		}
-		if len(g.strays) < maxDatagrams {
+		if len(g.misdelivered) < maxDatagrams {
 			other.data = append([]byte{}, b[:n]...)
-			g.strays = append(g.strays, other)
+			g.misdelivered = append(g.misdelivered, other)
 		}
 	}
 }
@@ -319,9 +319,9 @@ func (u *udp) socket(at netip.Addr) (int, error) {
 // begin hands over the flows that g has gathered at l.
 func (u *udp) begin(g *gathering, l *listener) {
 	// What these have sent before is what the listener had.
-	for len(g.strays) > 0 {
-		d := g.strays[0]
-		g.strays = g.strays[1:]
+	for len(g.misdelivered) > 0 {
+		d := g.misdelivered[0]
+		g.misdelivered = g.misdelivered[1:]
 		u.sort(g, l, d, u.s.f.route)
 	}
 	for _, flow := range g.order {
