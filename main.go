@@ -1,5 +1,5 @@
-// The number of threads that run Go code is ours to choose (app's procs), so that the runtime need not
-// keep files of the control group open; names of its memory mappings are of no use here.
+// The number of threads that run Go code is ours to choose (app's procs), so that the runtime need
+// not keep files of the control group open; names of its memory mappings are of no use here.
 //
 //go:debug containermaxprocs=0
 //go:debug updatemaxprocs=0

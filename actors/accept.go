@@ -29,7 +29,8 @@ var (
 //
 // fd belongs to the engine from here on. It is reset if there can be no such flow: a family or
 // protocol that is not carried, addresses nobody can have, a full table, a connection with this key
-// that does not end within queuedAcceptTime, or an engine that has ended. AcceptTCP may be called by anyone at any time, and does not block.
+// that does not end within queuedAcceptTime, or an engine that has ended. AcceptTCP may be called
+// by anyone at any time, and does not block.
 func (e *Engine) AcceptTCP(fd int, k flow.Key) {
 	k.Proto = frame.ProtoTCP
 	err := e.acceptTCP(fd, &k)
@@ -63,12 +64,13 @@ func (e *Engine) refuse(fd int, k *flow.Key, err error) {
 	unix.Close(fd)
 }
 
-// queuedAcceptTime is how long an accepted connection waits for the end of the one that has its key: its peer
-// has seen that end, or it could not have used its port again, but our guest may not yet have.
+// queuedAcceptTime is how long an accepted connection waits for the end of the one that has its
+// key: its peer has seen that end, or it could not have used its port again, but our guest may not
+// yet have.
 const queuedAcceptTime = 3 * time.Second
 
-// inherit has fd be the next connection of k when the present one has ended, if that is soon; fd
-// is reset if not, or if another one waits already. It returns false if there is no present one.
+// queueAccept has fd be the next connection of k when the present one has ended, if that is soon;
+// fd is reset if not, or if another one waits already. It returns false if there is no present one.
 func (e *Engine) queueAccept(fd int, k *flow.Key) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -93,13 +95,13 @@ func (e *Engine) queueAccept(fd int, k *flow.Key) bool {
 	return true
 }
 
-// heir is an accepted connection that waits for the end of another.
+// queuedAccept is an accepted connection that waits for the end of another.
 type queuedAccept struct {
 	fd    int
 	timer *time.Timer
 }
 
-// disinherit reports whether h was still the heir of k, which it is not any more.
+// dropQueuedAccept reports whether h was still queued for k, and takes it out.
 func (e *Engine) dropQueuedAccept(k *flow.Key, h *queuedAccept) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -110,7 +112,7 @@ func (e *Engine) dropQueuedAccept(k *flow.Key, h *queuedAccept) bool {
 	return true
 }
 
-// succeed begins the connection that has waited for the end of k's, if there is one.
+// nextQueuedAccept begins the connection that has waited for the end of k's, if there is one.
 func (e *Engine) nextQueuedAccept(k *flow.Key) {
 	e.mu.Lock()
 	h := e.queuedAccepts[*k]
@@ -123,13 +125,13 @@ func (e *Engine) nextQueuedAccept(k *flow.Key) {
 }
 
 // AcceptUDP makes a flow of fd, a non-blocking datagram socket that is bound and connected to its
-// peer, and of the datagrams in first, which the guest gets before any that are still in the socket.
-// k is the flow as the guest's link shows it, as with AcceptTCP; its Guest may be a multicast
-// address. first may be empty and is not used any more when AcceptUDP returns.
+// peer, and of the datagrams in first, which the guest gets before any that are still in the
+// socket. k is the flow as the guest's link shows it, as with AcceptTCP; its Guest may be a
+// multicast address. first may be empty and is not used any more when AcceptUDP returns.
 //
-// fd belongs to the engine from here on. It is closed if there can be no such flow, see AcceptTCP, or if
-// there is one already; that gets first all the same, since what is sent to a group never reaches the
-// socket of its flow.
+// fd belongs to the engine from here on. It is closed if there can be no such flow, see AcceptTCP,
+// or if there is one already; that gets first all the same, since what is sent to a group never
+// reaches the socket of its flow.
 //
 // AcceptUDP may be called by anyone at any time, and does not block.
 func (e *Engine) AcceptUDP(fd int, k flow.Key, first [][]byte) {
@@ -161,13 +163,13 @@ func (e *Engine) AcceptUDP(fd int, k flow.Key, first [][]byte) {
 // listenerProto is the protocol in the keys of ports that serve listeners: one that no frame has.
 const listenerProto = frame.ProtoUDP | 1<<15
 
-// ServeUDP has the guest's link carry what comes to fd, a non-blocking datagram socket of l's, and the guest's
-// answers to that: all peers share the socket, and each is a flow of its own to the table, the limits, the
-// counters and the log. That goes on until nobody has anything to say, until stop is called, or until the engine
-// ends; then l is told.
+// ServeUDP has the guest's link carry what comes to fd, a non-blocking datagram socket of l's, and
+// the guest's answers to that: all peers share the socket, and each is a flow of its own to the
+// table, the limits, the counters and the log. That goes on until nobody has anything to say, until
+// stop is called, or until the engine ends; then l is told.
 //
-// fd belongs to the engine from here on. Errors are those of Engine.start; fd is closed then. ServeUDP may be
-// called by anyone at any time, and does not wait.
+// fd belongs to the engine from here on. Errors are those of Engine.start; fd is closed then.
+// ServeUDP may be called by anyone at any time, and does not wait.
 func (e *Engine) ServeUDP(fd int, l flow.Listener) (stop func(), err error) {
 	k := flow.Key{Proto: listenerProto}
 	binary.NativeEndian.PutUint64(k.Guest[:], e.listeners.Add(1))

@@ -208,8 +208,8 @@ func TestAcceptedOnASocketForBothFamilies(t *testing.T) {
 	b.idle()
 }
 
-// TestAcceptedDataBeforeTheGuest: what the peer sends and even its end may be there before the guest
-// has answered, over a link that loses the SYN as well.
+// TestAcceptedDataBeforeTheGuest: what the peer sends and even its end may be there before the
+// guest has answered, over a link that loses the SYN as well.
 func TestAcceptedDataBeforeTheGuest(t *testing.T) {
 	forFamilies(t, func(t *testing.T, fam family) {
 		b := newBed(t, options{})
@@ -530,8 +530,8 @@ func TestShortAcceptedConnections(t *testing.T) {
 	b.idle()
 }
 
-// datagramPair returns a UDP socket of the host's and the descriptor of one connected to it. dual has
-// that be a socket of IPv6 whatever the address.
+// datagramPair returns a UDP socket of the host's and the descriptor of one connected to it. dual
+// has that be a socket of IPv6 whatever the address.
 func datagramPair(t testing.TB, fam family, dual bool) (*net.UDPConn, int) {
 	t.Helper()
 	c, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(fam.loopback, 0)))
@@ -734,8 +734,8 @@ func TestAcceptedUDPToMulticast(t *testing.T) {
 	}
 }
 
-// TestPeerUsesPortAgainAtOnce: the peer ends a connection and opens the next one from the same port before
-// the guest has seen the end of the first.
+// TestPeerUsesPortAgainAtOnce: the peer ends a connection and opens the next one from the same port
+// before the guest has seen the end of the first.
 func TestPeerUsesPortAgainAtOnce(t *testing.T) {
 	forFamilies(t, func(t *testing.T, fam family) {
 		b := newBed(t, options{})
@@ -756,8 +756,8 @@ func TestPeerUsesPortAgainAtOnce(t *testing.T) {
 	})
 }
 
-// TestPortsUsedTwice: a second connection of the same ports does not harm the first and is reset after a
-// while.
+// TestPortsUsedTwice: a second connection of the same ports does not harm the first and is reset
+// after a while.
 func TestPortsUsedTwice(t *testing.T) {
 	fam := families[0]
 	b := newBed(t, options{})

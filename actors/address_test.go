@@ -7,8 +7,8 @@ import (
 	"fusilli/tapio/frame"
 )
 
-// TestAddressesThatCannotBe: what comes from or goes to an address or port that nobody can have begins no flow,
-// and nobody is told.
+// TestAddressesThatCannotBe: what comes from or goes to an address or port that nobody can have
+// begins no flow, and nobody is told.
 func TestAddressesThatCannotBe(t *testing.T) {
 	for _, fam := range families {
 		alias := fam.alias.String()

@@ -12,59 +12,64 @@ import (
 )
 
 const (
-	// beginPart is the part of a CPU for flows that begin while others have work: some thousand a second.
+	// beginPart is the part of a CPU for flows that begin while others have work: some thousand a
+	// second.
 	beginPart = 8
 
-	// maxOpening is the number of flows of the guest's that make their sockets at a time. None of the calls
-	// for that waits for anything, so that more would not be faster; but the flows that there are
-	// already get their turn once in so many, however many want to begin.
+	// maxOpening is the number of flows of the guest's that make their sockets at a time. None of
+	// the calls for that waits for anything, so that more would not be faster; but the flows that
+	// there are already get their turn once in so many, however many want to begin.
 	maxOpening = 1
 	// Frames that open flows and wait for that: as many, and as many bytes of slab.
 	maxWaitingFrames = 4096
 	maxWaitingBytes  = 512 << 10
 
-	// Whoever waits for the link or a socket is not among those whose turn it is before the scheduler has
-	// asked the kernel for them. While others can run it does that once in 10 ms only: a transfer gets one
-	// window in that time. It does so at once when nobody can run, that is while we sleep.
+	// Whoever waits for the link or a socket is not among those whose turn it is before the
+	// scheduler has asked the kernel for them. While others can run it does that once in 10 ms
+	// only: a transfer gets one window in that time. It does so at once when nobody can run, that
+	// is while we sleep.
 	maxUnpolled = flow.Time(1e6)        // 1 ms
 	pollTime    = 20 * time.Microsecond // up to 1 ms if there is nothing else to do
 
 	minTurn, maxTurn = flow.Time(50e3), flow.Time(10e6) // 50 µs, 10 ms
 )
 
-// door lets few flows begin at a time: to begin one costs as much as to carry some hundred kilobytes of
-// another. The others wait in the order in which they came, as copies of the frames that open them, and
-// are let in by those who are through. What does not fit is lost; the guest asks again.
+// admission opens few flows at a time: opening one costs as much as carrying some hundred kilobytes
+// of another. Further ones wait in order, as copies of the frames that open them, and each flow
+// that has opened admits the next. A frame that does not fit is dropped; the guest repeats it.
 //
 // Any goroutine may use it.
 type admission struct {
 	e *Engine
 
-	polled atomic.Int64 // when somebody has last slept for those who wait for the link or a socket, in flow.Time
+	// when somebody has last slept for those who wait for the link or a socket, in flow.Time
+	polled atomic.Int64
 	until  atomic.Int64 // when the turn is over of those that begin, likewise
 
 	budget flow.Budget    // for those that begin
-	since  atomic.Int64   // when who is inside was let in, in flow.Time
-	delays chan flow.Time // how long the porter is to wait; it is inside then
+	since  atomic.Int64   // when the flow that opens was admitted, in flow.Time
+	// how long run waits before it admits the next; that one counts as opening
+	delays chan flow.Time
 	full   atomic.Bool    // no more can wait
 
 	mu      sync.Mutex
 	opening int
-	ended   bool                  // nobody waits any more
-	queue   []waitingFrame        // frames that wait, from next on; while there are any, inside is not 0
-	asked   map[flow.Key]struct{} // flows of TCP whose SYN is among them or is being let in
-	next    int
-	bytes   int
-	slab    *flow.Slab // where the next one goes; nil: none is held
+	ended   bool // nobody waits any more
+	// frames that wait, from next on; while there are any, opening is not 0
+	queue []waitingFrame
+	asked map[flow.Key]struct{} // flows of TCP whose SYN is among them or was just admitted
+	next  int
+	bytes int
+	slab  *flow.Slab // where the next one goes; nil: none is held
 }
 
-// caller is a frame that waits at the door, and the flow it opens.
+// waitingFrame is a frame that waits for admission, and the flow it opens.
 type waitingFrame struct {
 	run flow.Run
 	key flow.Key
 }
 
-// open makes d the door of e.
+// open makes d the admission of e.
 func (d *admission) open(e *Engine) {
 	d.e = e
 	d.budget = flow.Budget{Load: &e.env.Load, Part: beginPart}
@@ -76,8 +81,8 @@ func (d *admission) lose() {
 	d.e.env.Counters.NotAdmitted.Hit(d.e.cfg.Log, "Too many new flows at a time, some are lost")
 }
 
-// enter reports whether the flow that the frame b, parsed as pkt, opens may begin now: then leave is to
-// be called when it has. If not, the frame waits or is lost.
+// admit reports whether the flow that the frame b, parsed as pkt, opens may begin now: then opened
+// is to be called when it has. If not, the frame waits or is lost.
 func (d *admission) admit(b []byte, pkt *frame.Packet) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -135,7 +140,8 @@ func (d *admission) wait(b []byte, pkt *frame.Packet, k *flow.Key) bool {
 	return true
 }
 
-// leave says that a flow which was let in has begun, or has not and never will. The reader does not call it.
+// opened says that a flow which was let in has begun, or has not and never will. The reader does
+// not call it.
 func (d *admission) opened() {
 	d.charge()
 	d.admitNext(d.yieldTurn)
@@ -161,10 +167,10 @@ func (d *admission) admitNext(turns func()) {
 	}
 }
 
-// spend notes the time for who was inside.
+// charge charges the time that the flow took to open.
 func (d *admission) charge() { d.budget.Charge(1, flow.Time(d.since.Load()), flow.Now()) }
 
-// porter lets those in whose time had not come, until ctx ends; then all that wait.
+// run admits the flows that had to wait for the budget, until ctx ends; then all that wait.
 func (d *admission) run(ctx context.Context) {
 	clock := time.NewTimer(0)
 	defer clock.Stop()
@@ -189,7 +195,7 @@ func (d *admission) run(ctx context.Context) {
 	}
 }
 
-// close has nobody wait any more, and reports whether the porter is inside.
+// close ends all waiting, and reports whether a flow waits for run.
 func (d *admission) close() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -202,9 +208,9 @@ func (d *admission) close() bool {
 	}
 }
 
-// yieldTurn lets other goroutines have their turn, when those that begin flows have had as much time
-// as the others had before: without it the next to begin would go before all others, and with one at a
-// time those that wait would starve among thousands of busy flows.
+// yieldTurn lets other goroutines have their turn, when those that begin flows have had as much
+// time as the others had before: without it the next to begin would go before all others, and with
+// one at a time those that wait would starve among thousands of busy flows.
 func (d *admission) yieldTurn() {
 	now := flow.Now()
 	if now < flow.Time(d.until.Load()) {
@@ -219,8 +225,8 @@ func (d *admission) yieldTurn() {
 	d.until.Store(int64(then + min(max(then-now, minTurn), maxTurn)))
 }
 
-// pop returns the frame that has waited longest, whose flow is inside then, unless there is none or it has to
-// wait for its time.
+// pop returns the frame that has waited longest, whose flow is inside then, unless there is none or
+// it has to wait for its time.
 func (d *admission) pop() (waitingFrame, bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -263,8 +269,8 @@ func (d *admission) letGo() {
 	}
 }
 
-// begin makes the flow that run, of one frame, opens, and reports whether it has begun. The run is used
-// up.
+// begin makes the flow that run, of one frame, opens, and reports whether it has begun. The run is
+// used up.
 func (e *Engine) begin(run *flow.Run) bool {
 	var v flow.View
 	var pkt frame.Packet

@@ -64,7 +64,8 @@ func TestFirstDatagramsAtTheDoor(t *testing.T) {
 	until(t, "one flow", func() bool { return s.Flows() == 1 && len(waiting()) == 0 })
 }
 
-// TestNewFlowsWaitWhileOthersHaveWork: not for longer than they are told, and not when the engine ends.
+// TestNewFlowsWaitWhileOthersHaveWork: not for longer than they are told, and not when the engine
+// ends.
 func TestNewFlowsWaitWhileOthersHaveWork(t *testing.T) {
 	waiting := func(s *siege) int {
 		s.admission.mu.Lock()

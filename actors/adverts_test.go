@@ -104,8 +104,8 @@ func TestAdvertisementsNobodyHasAskedFor(t *testing.T) {
 	})
 }
 
-// TestNoAdvertisementsWhereThereAreToBeNone: they are neither sent nor said to be where they are switched off, or
-// neighbour discovery, or IPv6.
+// TestNoAdvertisementsWhereThereAreToBeNone: they are neither sent nor said to be where they are
+// switched off, or neighbour discovery, or IPv6.
 func TestNoAdvertisementsWhereThereAreToBeNone(t *testing.T) {
 	for _, tt := range []struct {
 		name   string
@@ -148,8 +148,10 @@ func TestMalformedQuestionsAreCounted(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error)
 	go func() { done <- e.Run(ctx) }()
-	link.Write(seed(true, 58, append([]byte{135, 0, 0, 0, 0, 0, 0, 0}, make([]byte, 3)...)...)) // hop limit 64, cut off
-	link.Write(seed(false, 17, 0, 68, 0, 67, 0, 8, 0, 0))                                       // nothing of DHCP
+	// hop limit 64, cut off
+	link.Write(seed(true, 58, append([]byte{135, 0, 0, 0, 0, 0, 0, 0}, make([]byte, 3)...)...))
+	// nothing of DHCP
+	link.Write(seed(false, 17, 0, 68, 0, 67, 0, 8, 0, 0))
 	// To ff02::1:2, but nothing of DHCPv6.
 	v6 := seed(true, 17, 2, 34, 2, 35, 0, 8, 0, 0)
 	all := netip.MustParseAddr("ff02::1:2").As16()

@@ -6,8 +6,8 @@ import (
 	"fusilli/tapio/frame"
 )
 
-// again takes run, of segments that the guest has sent to a connection that has ended: if there is a
-// SYN among them, that begins a new one.
+// again takes run, of segments that the guest has sent to a connection that has ended: if there is
+// a SYN among them, that begins a new one.
 func (e *Engine) again(run flow.Run) {
 	var v flow.View
 	var pkt frame.Packet

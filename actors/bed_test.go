@@ -29,8 +29,8 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// patience is how long a test waits for what must happen: long enough for a machine that is busy with
-// other things, and under the race detector. Only a test that fails takes that long.
+// patience is how long a test waits for what must happen: long enough for a machine that is busy
+// with other things, and under the race detector. Only a test that fails takes that long.
 const patience = 2 * time.Minute
 
 // plain are the features a guest without offloads does without: what it reads are frames that fit

@@ -52,17 +52,19 @@ type Config struct {
 
 	NoTCP, NoUDP, NoICMP bool // protocols that are not
 
-	// Guest is where the guest is taken to be until it is seen elsewhere. Frozen4 and Frozen6 make that stay
-	// so; IPv6 link-local addresses are always observed.
+	// Guest is where the guest is taken to be until it is seen elsewhere. Frozen4 and Frozen6 make
+	// that stay so; IPv6 link-local addresses are always observed.
 	Guest            rules.Guest
 	Frozen4, Frozen6 bool
 
-	// HostHas reports whether an address is one of the host's, which a guest is not believed to have unless its
-	// kernel says so; nil: none is. One goroutine calls it, and may wait.
+	// HostHas reports whether an address is one of the host's, which a guest is not believed to
+	// have unless its kernel says so; nil: none is. One goroutine calls it, and may wait.
 	HostHas func(netip.Addr) bool
 
-	Limit                        *flow.Limit // of flows, which others may share; nil: flow.MaxFlows of our own
-	Memory                       int         // ceiling of what flows hold, in bytes, flow.LeastMemory or more; 0: flow.DefaultMemory
+	// of flows, which others may share; nil: flow.MaxFlows of our own
+	Limit *flow.Limit
+	// ceiling of what flows hold, in bytes, flow.LeastMemory or more; 0: flow.DefaultMemory
+	Memory                       int
 	UDPTimeout, UDPStreamTimeout time.Duration
 	SYNRetries, SYNLinear        uint8 // see flow.Env; SYNRetries 0: 7 and 4
 	RTOMax                       time.Duration
@@ -177,8 +179,8 @@ func (e *Engine) Run(ctx context.Context) error {
 	return failure
 }
 
-// endFlows ends all flows and waits for that. None begins any more: what a flow leaves when it ends may open
-// another one.
+// endFlows ends all flows and waits for that. None begins any more: what a flow leaves when it ends
+// may open another one.
 func (e *Engine) endFlows() {
 	e.mu.Lock()
 	e.ended = true
@@ -384,7 +386,8 @@ func (r *reader) deliver(slab *flow.Slab) {
 		return
 	}
 	if !isService(r.port) {
-		// The actor may only want a turn: while frames come without a gap, the reader does not sleep.
+		// The actor may only want a turn: while frames come without a gap, the reader does not
+		// sleep.
 		if runtime.Gosched(); r.port.Offer(run) {
 			return
 		}
@@ -427,7 +430,7 @@ func (e *Engine) create(k *flow.Key, b []byte, pkt *frame.Packet) *flow.Port {
 	return p
 }
 
-// opening is how a flow of the guest's begins.
+// openPlan is how a flow of the guest's begins.
 type openPlan struct {
 	serve  func(*flow.Port) // nil: it does not
 	made   *atomic.Uint64   // counts it
@@ -436,7 +439,8 @@ type openPlan struct {
 }
 
 // plan finds out how the flow begins that the frame b, parsed as pkt, opens. If it opens none, plan
-// returns the port of the service the frame is for, or of the flow whose socket it may share, or drop.
+// returns the port of the service the frame is for, or of the flow whose socket it may share, or
+// drop.
 func (e *Engine) plan(k *flow.Key, b []byte, pkt *frame.Packet, o *openPlan) *flow.Port {
 	if p := e.services.claim(pkt); p != nil {
 		return p
@@ -491,8 +495,8 @@ func (e *Engine) plan(k *flow.Key, b []byte, pkt *frame.Packet, o *openPlan) *fl
 	return nil
 }
 
-// open begins the flow k, which was let in, as o says, and returns its port: that of another one if o
-// says so then, drop if there is none.
+// open begins the flow k, which was let in, as o says, and returns its port: that of another one if
+// o says so then, drop if there is none.
 func (e *Engine) open(k *flow.Key, o *openPlan) *flow.Port {
 	p := flow.NewPort(*k)
 	p.OnOpened(e.admission.opened)
@@ -518,8 +522,8 @@ func (e *Engine) open(k *flow.Key, o *openPlan) *flow.Port {
 	return p
 }
 
-// start has serve run the flow of p, which is new, and counts it as made. All flows begin here. It may
-// be called by anyone; errors are those of flow.Table's Insert, and errEnded.
+// start has serve run the flow of p, which is new, and counts it as made. All flows begin here. It
+// may be called by anyone; errors are those of flow.Table's Insert, and errEnded.
 func (e *Engine) start(p *flow.Port, made *atomic.Uint64, serve func(*flow.Port), fromHost bool) error {
 	if p.Key().Proto == frame.ProtoTCP {
 		p.OnLost(e.again)
@@ -564,8 +568,8 @@ func (e *Engine) admit(p *flow.Port, fromHost bool) error {
 	return nil
 }
 
-// evict has the flow of p, if it is not nil, end to make room for another one. It reports whether it
-// does.
+// evict has the flow of p, if it is not nil, end to make room for another one. It reports whether
+// it does.
 func (e *Engine) evict(p *flow.Port) bool {
 	if p == nil {
 		return false
@@ -575,7 +579,7 @@ func (e *Engine) evict(p *flow.Port) bool {
 	return true
 }
 
-// giver is the flow.Reclaimer of an engine.
+// reclaimer is the flow.Reclaimer of an engine.
 type reclaimer struct{ *Engine }
 
 // EvictUnanswered implements flow.Reclaimer.

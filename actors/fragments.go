@@ -12,8 +12,8 @@ import (
 // sweep is how often fragments are looked for whose time is over, while there are any.
 const sweep = 5 * time.Second
 
-// fragments is the actor that puts fragments from the guest together, and hands what is whole to its
-// flow as the reader would have. reassemble's goroutine is the only one that touches it.
+// fragments is the actor that puts fragments from the guest together, and hands what is whole to
+// its flow as the reader would have. reassemble's goroutine is the only one that touches it.
 type fragments struct {
 	e     *Engine
 	table *frag.Table

@@ -272,14 +272,15 @@ func (s *sinks) tame(b []byte) {
 	}
 }
 
-// FuzzEngine sends a running engine any frames: those of templates with some bytes changed and their ends
-// cut off, and plain bytes; what they lead to on the host does anything, and asks the guest for connections as well.
-// Whatever comes, nothing panics, and everything is given back in the end.
+// FuzzEngine sends a running engine any frames: those of templates with some bytes changed and
+// their ends cut off, and plain bytes; what they lead to on the host does anything, and asks the
+// guest for connections as well. Whatever comes, nothing panics, and everything is given back in
+// the end.
 //
 // Input is a row of records: the number of a template, a number of changes, 0 or how many bytes to
 // cut off, and three bytes for each change, place and value. A number beyond the templates stands
-// for plain bytes, and the second byte is their number then; but 254 for what the host does from now on, and 253
-// for a call of the host's, to a port and from one.
+// for plain bytes, and the second byte is their number then; but 254 for what the host does from
+// now on, and 253 for a call of the host's, to a port and from one.
 func FuzzEngine(f *testing.F) {
 	frames := templates()
 	sinks := newSinks(f)

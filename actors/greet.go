@@ -1,9 +1,9 @@
 package actors
 
 // Greet asks the guest for the link-layer address of the addresses it should have. Its answers show
-// the reader where frames are to go; a guest that was there before need not send anything first. From
-// then on router advertisements are sent also without being asked for, now and then, and it is told of new
-// neighbours. It may be called by anyone from New on.
+// the reader where frames are to go; a guest that was there before need not send anything first.
+// From then on router advertisements are sent also without being asked for, now and then, and it is
+// told of new neighbours. It may be called by anyone from New on.
 func (e *Engine) Greet() {
 	e.greeted.Store(true)
 	e.guestAddr.reconnected()

@@ -13,13 +13,13 @@ import (
 	"fusilli/tapio/frame"
 )
 
-// seen is where the guest is: the addresses that what the host opens to the guest goes to. A guest may give
-// itself other ones than it was assigned, and is followed, but not by the word of a frame: anything in the
-// guest that may send raw frames could move all forwarded ports then.
+// guestAddr is where the guest is: the addresses that what the host opens to the guest goes to. A
+// guest may give itself other ones than it was assigned, and is followed, but not by the word of a
+// frame: anything in the guest that may send raw frames could move all forwarded ports then.
 //
-// The source of a frame is a candidate. In a namespace the kernel says which addresses the link's interface
-// has (Engine.GuestInterface), and no others are believed. For other guests, and for stations behind a bridge
-// in a namespace, candidates are asked for on the link; see verifier.
+// The source of a frame is a candidate. In a namespace the kernel says which addresses the link's
+// interface has (Engine.GuestInterface), and no others are believed. For other guests, and for
+// stations behind a bridge in a namespace, candidates are asked for on the link; see verifier.
 //
 // The reader notes candidates; anything may ask.
 type guestAddr struct {
@@ -73,8 +73,8 @@ type current struct {
 	mac   frame.MAC
 }
 
-// begin fills s, which is zero. setMAC is called with the guest's Ethernet address when that is another one, and reports
-// whether it is.
+// begin fills s, which is zero. setMAC is called with the guest's Ethernet address when that is
+// another one, and reports whether it is.
 func (s *guestAddr) begin(cfg *Config, setMAC func(frame.MAC) bool) {
 	s.never, s.ours, s.mac, s.log, s.setMAC = make(map[frame.Addr]bool), cfg.OurMAC, cfg.GuestMAC, cfg.Log, setMAC
 	s.guest = [...]frame.Addr{frame.AddrOf(cfg.Guest.V4), frame.AddrOf(cfg.Guest.V6), frame.AddrOf(cfg.Guest.LinkLocal)}
@@ -97,8 +97,8 @@ func (s *guestAddr) begin(cfg *Config, setMAC func(frame.MAC) bool) {
 // publish is to be called when guest or mac has changed. mu is held, but by begin.
 func (s *guestAddr) publish() { s.current.Store(&current{s.guest, s.mac}) }
 
-// note notes that a packet of the guest's has come from src and mac. It need not be called again for the same before
-// turn has changed.
+// note notes that a packet of the guest's has come from src and mac. It need not be called again
+// for the same before turn has changed.
 func (s *guestAddr) note(src *frame.Addr, mac frame.MAC) {
 	k := kindOf(src)
 	if c := s.current.Load(); c.guest[k] == *src && c.mac == mac {
@@ -172,7 +172,8 @@ func (s *guestAddr) move(k int, a frame.Addr) {
 	s.log.Debug("The guest's address", zap.Stringer("guest", frame.NetIP(a)))
 }
 
-// standsIn reports whether there is no address of k: for a global one, the link-local one may stand in.
+// standsIn reports whether there is no address of k: for a global one, the link-local one may stand
+// in.
 func (s *guestAddr) standsIn(k int) bool {
 	return s.guest[k] == (frame.Addr{}) || k == kind6 && frame.IsLinkLocal(&s.guest[k])
 }
@@ -187,14 +188,15 @@ func (s *guestAddr) moveMAC(mac frame.MAC) {
 	if !s.setMAC(mac) {
 		return
 	}
-	if now := time.Now(); now.Sub(s.macTold) > time.Second { // but not each if it changes all the time
+	// but not each if it changes all the time
+	if now := time.Now(); now.Sub(s.macTold) > time.Second {
 		s.macTold = now
 		s.log.Info("New guest MAC address observed: " + net.HardwareAddr(mac[:]).String())
 	}
 }
 
-// told6 notes that the guest with the address mac was told which IPv6 address is its own. It will be there once it
-// has found that no other station has it.
+// told6 notes that the guest with the address mac was told which IPv6 address is its own. It will
+// be there once it has found that no other station has it.
 func (s *guestAddr) told6(mac frame.MAC) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -230,13 +232,14 @@ const (
 // Interface is what the kernel of a guest says about its end of the link.
 type Interface struct {
 	MAC frame.MAC
-	// Addrs are the addresses of the interface, or of the bridge that it is a port of, the best first, and Others
-	// those of other interfaces of the guest's. Loopback addresses are not among them.
+	// Addrs are the addresses of the interface, or of the bridge that it is a port of, the best
+	// first, and Others those of other interfaces of the guest's. Loopback addresses are not among
+	// them.
 	Addrs, Others []netip.Addr
 }
 
-// GuestInterface says what the guest's kernel says, each time that it changes; nil: the kernel says nothing any
-// more. One goroutine may call it, at any time from New on.
+// GuestInterface says what the guest's kernel says, each time that it changes; nil: the kernel says
+// nothing any more. One goroutine may call it, at any time from New on.
 func (e *Engine) GuestInterface(i *Interface) {
 	s := &e.guestAddr
 	if i == nil {

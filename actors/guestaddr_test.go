@@ -14,7 +14,8 @@ import (
 	"fusilli/tapio/frame"
 )
 
-// sorted has the reader of a new engine sort UDP datagrams from each of from, and returns the engine.
+// sorted has the reader of a new engine sort UDP datagrams from each of from, and returns the
+// engine.
 func sorted(t testing.TB, c Config, from ...string) *Engine {
 	t.Helper()
 	c.Link, c.Log, c.NoUDP = sink{}, zap.NewNop(), true // no flows
@@ -42,7 +43,8 @@ func sorted(t testing.TB, c Config, from ...string) *Engine {
 	return e
 }
 
-// TestGuestIsSeen is where the guest is taken to be after packets from some addresses, before any was asked for.
+// TestGuestIsSeen is where the guest is taken to be after packets from some addresses, before any
+// was asked for.
 func TestGuestIsSeen(t *testing.T) {
 	addr := netip.MustParseAddr
 	known := rules.Guest{V4: addr("10.0.2.15"), V6: addr("fd00::15")}
@@ -173,8 +175,9 @@ func TestProtocolsAreSwitchedOff(t *testing.T) {
 	}
 }
 
-// TestAnswersGoWhereFramesComeFrom: a flow's frames go to the station that its guest's end is at, be it a station behind a
-// bridge of the guest's; what the host begins goes to the guest's own Ethernet address.
+// TestAnswersGoWhereFramesComeFrom: a flow's frames go to the station that its guest's end is at,
+// be it a station behind a bridge of the guest's; what the host begins goes to the guest's own
+// Ethernet address.
 func TestAnswersGoWhereFramesComeFrom(t *testing.T) {
 	forFamilies(t, func(t *testing.T, fam family) {
 		other := frame.MAC{2, 0, 0, 0, 0, 0x77}

@@ -8,8 +8,8 @@ import (
 	"fusilli/actors/flow"
 )
 
-// TestIdleFlowsOfUDPTakeAllRoom: a new flow finds some all the same, since the one that was idle for longest
-// gives way; but none that is in use does.
+// TestIdleFlowsOfUDPTakeAllRoom: a new flow finds some all the same, since the one that was idle
+// for longest gives way; but none that is in use does.
 func TestIdleFlowsOfUDPTakeAllRoom(t *testing.T) {
 	const most = 64
 	b := newBed(t, options{maxFlows: most})

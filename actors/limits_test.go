@@ -24,12 +24,13 @@ import (
 )
 
 const (
-	// glance is the time over which the speed of a transfer is measured, and glances how often at most
-	// until it is fast enough: other programs want the machine as well.
+	// glance is the time over which the speed of a transfer is measured, and glances how often at
+	// most until it is fast enough: other programs want the machine as well.
 	glance  = 200 * time.Millisecond
 	glances = 40
 
-	// What the package comment promises of memory: of a flow without data that is held, and besides.
+	// What the package comment promises of memory: of a flow without data that is held, and
+	// besides.
 	flowBytes  = 16 << 10
 	spareBytes = 128 << 20
 )
@@ -54,8 +55,8 @@ func share() int64 {
 	return 2
 }
 
-// siege is a bed whose guest sends without end over one connection, while something else happens on the
-// link.
+// siege is a bed whose guest sends without end over one connection, while something else happens on
+// the link.
 type siege struct {
 	*bed
 	fam   family
@@ -111,8 +112,8 @@ func (s *siege) glance() int64 {
 	return int64(float64(s.moved.Load()-before) * float64(glance) / float64(time.Since(begin)))
 }
 
-// holds checks, while the siege goes on, that the transfer has at least half its speed and that memory is
-// bounded: so many flows, so many goroutines and descriptors each.
+// holds checks, while the siege goes on, that the transfer has at least half its speed and that
+// memory is bounded: so many flows, so many goroutines and descriptors each.
 func (s *siege) holds(flows, gosEach, fdsEach int) {
 	s.t.Helper()
 	var best int64
@@ -163,8 +164,8 @@ func (s *siege) logged(message string) {
 	}
 }
 
-// flood writes frames to the link, about rate a second, until it is told to stop. next makes the n-th
-// one; nil is the end.
+// flood writes frames to the link, about rate a second, until it is told to stop. next makes the
+// n-th one; nil is the end.
 func (s *siege) flood(rate int, next func(n int) []byte) (sent func() int, stop func()) {
 	var all sync.WaitGroup
 	var n atomic.Int64
@@ -212,8 +213,8 @@ func needFiles(t *testing.T, n int) {
 	}
 }
 
-// otherGuest is where the frames are from that the tests make: the guest's own stack knows nothing of
-// them.
+// otherGuest is where the frames are from that the tests make: the guest's own stack knows nothing
+// of them.
 var otherGuest = netip.MustParseAddr("10.0.2.99")
 
 // raw returns a TCP segment of the other guest's without data.
@@ -224,8 +225,8 @@ func raw(from, to uint16, flags uint8, seq, ack uint32, wnd uint16) []byte {
 	return b
 }
 
-// answer has f called with each TCP segment to the other guest, and sends what it returns, if that is not
-// nil.
+// answer has f called with each TCP segment to the other guest, and sends what it returns, if that
+// is not nil.
 func (s *siege) answer(f func(tcp frame.TCPHeader, n int) []byte) {
 	to := otherGuest.AsSlice()
 	w := func(b []byte) {
@@ -272,8 +273,8 @@ func deaf(t *testing.T) uint16 {
 	return 0
 }
 
-// taking accepts connections without end, has serve deal with each, and closes it then. It returns the
-// port.
+// taking accepts connections without end, has serve deal with each, and closes it then. It returns
+// the port.
 func taking(t *testing.T, serve func(*net.TCPConn)) uint16 {
 	t.Helper()
 	l, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
@@ -409,7 +410,8 @@ func TestQuestionsWithoutEndLeaveOthersTheirSpeed(t *testing.T) {
 	}
 }
 
-// TestHundredThousandHalfOpenConnections: the host has accepted each, and the guest says nothing more.
+// TestHundredThousandHalfOpenConnections: the host has accepted each, and the guest says nothing
+// more.
 func TestHundredThousandHalfOpenConnections(t *testing.T) {
 	s := besiege(t, options{})
 	needFiles(t, 2*manyFlows/4+2000)
@@ -511,8 +513,8 @@ func TestGuestThatNeverAcknowledges(t *testing.T) {
 	until(t, "all to be given up, and their peers to be told", func() bool { return s.Flows() <= 2 && int(reset.Load()) == conns })
 }
 
-// TestPeerThatSendsWithoutEnd to a guest that does not read: what is on the way stays within the buffers
-// of the kernel's sockets.
+// TestPeerThatSendsWithoutEnd to a guest that does not read: what is on the way stays within the
+// buffers of the kernel's sockets.
 func TestPeerThatSendsWithoutEnd(t *testing.T) {
 	const peers = 100
 	s := besiege(t, options{})
@@ -551,8 +553,8 @@ func TestPeerThatSendsWithoutEnd(t *testing.T) {
 	}
 }
 
-// TestFlowsGiveWayInOrder: of flows of UDP those that have had their answer, then those that have waited
-// longest; and none that is in use.
+// TestFlowsGiveWayInOrder: of flows of UDP those that have had their answer, then those that have
+// waited longest; and none that is in use.
 func TestFlowsGiveWayInOrder(t *testing.T) {
 	const most = 64
 	s := newBed(t, options{maxFlows: most})

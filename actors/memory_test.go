@@ -28,15 +28,17 @@ func TestMemoryIsDivided(t *testing.T) {
 	}
 }
 
-// TestStuckFlowsLeaveOthersRoom: peers of many connections do not read, and what the guest may have us hold is used
-// up. That stays so, others keep their speed, and when the peers read at last each gets all that was sent.
+// TestStuckFlowsLeaveOthersRoom: peers of many connections do not read, and what the guest may have
+// us hold is used up. That stays so, others keep their speed, and when the peers read at last each
+// gets all that was sent.
 func TestStuckFlowsLeaveOthersRoom(t *testing.T) {
 	const each, healthy = 4 << 20, 32 << 20
 	stuck := scaled(64)
 	fam := families[0]
 	b := newBed(t, options{mtu: 9000, change: func(c *Config) { c.Memory = flow.LeastMemory }})
 	slabs, _, held := divide(flow.LeastMemory)
-	// A guest that gives up after a second, as the one of other tests may, is none that waits for a turn.
+	// A guest that gives up after a second, as the one of other tests may, is none that waits for a
+	// turn.
 	patient := tcpip.TCPMaxRTOOption(10 * time.Second)
 	b.guest.SetTransportProtocolOption(tcp.ProtocolNumber, &patient)
 

@@ -9,9 +9,9 @@ import (
 	"fusilli/tapio/frame"
 )
 
-// namesake returns another flow of the guest's port of k that leads to host as k does, by another of its names
-// on the guest's link; nil if there is none. If both had one port of the host the kernel could not tell their
-// answers apart.
+// namesake returns another flow of the guest's port of k that leads to host as k does, by another
+// of its names on the guest's link; nil if there is none. If both had one port of the host the
+// kernel could not tell their answers apart.
 func (e *Engine) namesake(k *flow.Key, host netip.AddrPort) *flow.Port {
 	addrs := e.Rules()
 	for _, a := range addrs.Names(k.Proto, host) {
@@ -29,8 +29,8 @@ func (e *Engine) namesake(k *flow.Key, host netip.AddrPort) *flow.Port {
 	return nil
 }
 
-// dialer is what the socket of the UDP flow k to host comes from. It is asked for when k is in the table: of two
-// that begin at the same time one at least sees the other.
+// dialer is what the socket of the UDP flow k to host comes from. It is asked for when k is in the
+// table: of two that begin at the same time one at least sees the other.
 func (e *Engine) dialer(k *flow.Key, host netip.AddrPort) udp.Dialer {
 	if e.namesake(k, host) != nil {
 		return anyPort{&e.cfg.Host}

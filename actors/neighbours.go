@@ -12,9 +12,9 @@ type Neighbour struct {
 	MAC  frame.MAC
 }
 
-// Neighbours notes what was found out about the host's neighbours: with all, there are no others. They
-// go to the table of Config's Neigh, which must have one, by the addresses that the guest knows them
-// by; a greeted guest is told of new ones. One goroutine may call it.
+// Neighbours notes what was found out about the host's neighbours: with all, there are no others.
+// They go to the table of Config's Neigh, which must have one, by the addresses that the guest
+// knows them by; a greeted guest is told of new ones. One goroutine may call it.
 func (e *Engine) Neighbours(list []Neighbour, all bool) {
 	t := e.cfg.Neigh.Neighbours
 	kept := make(map[frame.Addr]bool, len(list))

@@ -12,7 +12,8 @@ import (
 	"fusilli/tapio/frame"
 )
 
-// TestNeighboursAreTold: what the guest is told of stations on the host's link, once it was greeted.
+// TestNeighboursAreTold: what the guest is told of stations on the host's link, once it was
+// greeted.
 func TestNeighboursAreTold(t *testing.T) {
 	addr := netip.MustParseAddr
 	a, b := frame.MAC{2, 0, 0, 0, 0xa, 0}, frame.MAC{2, 0, 0, 0, 0xb, 0}
@@ -81,8 +82,8 @@ func TestNeighboursAreTold(t *testing.T) {
 	is("fe80::9", b)
 }
 
-// TestPrefixIsLearned: without a template the guest's IPv6 address is the first that it was seen with,
-// and so is what is announced and asked for.
+// TestPrefixIsLearned: without a template the guest's IPv6 address is the first that it was seen
+// with, and so is what is announced and asked for.
 func TestPrefixIsLearned(t *testing.T) {
 	addr := netip.MustParseAddr
 	link := new(recorder)

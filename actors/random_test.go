@@ -45,8 +45,8 @@ const (
 	numOfEndings
 )
 
-// TestRandomConnections: whatever a link does to frames, every byte of every connection arrives, in both
-// directions, whoever has asked for it and in whatever order the two ends finish.
+// TestRandomConnections: whatever a link does to frames, every byte of every connection arrives, in
+// both directions, whoever has asked for it and in whatever order the two ends finish.
 func TestRandomConnections(t *testing.T) {
 	seed := number(t, seedVar, rand.Uint64())
 	many := int(number(t, connsVar, uint64(scaled(64))))

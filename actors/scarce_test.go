@@ -11,7 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// noDescriptors has no more than left new descriptors be had, until the function returned is called.
+// noDescriptors has no more than left new descriptors be had, until the function returned is
+// called.
 func noDescriptors(t *testing.T, left int) (enough func()) {
 	t.Helper()
 	var lim unix.Rlimit
@@ -40,8 +41,8 @@ func isOpen(fd int) bool {
 	return err == nil
 }
 
-// TestDescriptorsRunOut: flows that cannot be had are refused, those there are go on, and when there are
-// descriptors again all is well.
+// TestDescriptorsRunOut: flows that cannot be had are refused, those there are go on, and when
+// there are descriptors again all is well.
 func TestDescriptorsRunOut(t *testing.T) {
 	b := newBed(t, options{})
 	fam := families[0]

@@ -18,11 +18,12 @@ import (
 	"fusilli/tapio/frame"
 )
 
-// services are the mailboxes of the actors that answer what belongs to no flow. Each has its own, so
-// that a flood of one kind of question costs the others nothing.
+// services are the mailboxes of the actors that answer what belongs to no flow. Each has its own,
+// so that a flood of one kind of question costs the others nothing.
 type services struct {
-	neigh  *flow.Port // ARP and NDP
-	refuse *flow.Port // TCP segments of no connection, what we answer for others, and what routers say
+	neigh *flow.Port // ARP and NDP
+	// TCP segments of no connection, what we answer for others, and what routers say
+	refuse *flow.Port
 	dhcp   *flow.Port // nil: there is no server
 	dhcpv6 *flow.Port // nil: there is no server
 
@@ -67,8 +68,8 @@ func newServices(cfg *Config) services {
 // isService reports whether p is no flow's.
 func isService(p *flow.Port) bool { return p.Key().Proto == 0 }
 
-// claim returns the service that a datagram is for, drop if it is for one that there is not, and nil
-// if it is for none.
+// claim returns the service that a datagram is for, drop if it is for one that there is not, and
+// nil if it is for none.
 func (s *services) claim(pkt *frame.Packet) *flow.Port {
 	var p *flow.Port
 	switch {
@@ -106,7 +107,8 @@ func (e *Engine) startServices(ctx context.Context, parts *sync.WaitGroup) {
 	parts.Go(func() { e.reassemble(ctx) })
 }
 
-// answer writes the reply to the frame v, parsed as pkt, to out, and returns its length, 0 for none.
+// answer writes the reply to the frame v, parsed as pkt, to out, and returns its length, 0 for
+// none.
 type answer func(v *flow.View, pkt *frame.Packet, out []byte) int
 
 // serve is the goroutine of one service. later, if not nil, is what it sends unasked.
@@ -128,8 +130,8 @@ func (e *Engine) serve(ctx context.Context, p *flow.Port, answer answer, later *
 	}
 }
 
-// serveRun answers the frames of r, as many as budget, if it is not nil, has time for, and releases it. Whatever a
-// frame brings about ends with its run.
+// serveRun answers the frames of r, as many as budget, if it is not nil, has time for, and releases
+// it. Whatever a frame brings about ends with its run.
 func (e *Engine) serveRun(r *flow.Run, budget *flow.Budget, answer answer) {
 	buf := e.env.Buffer()
 	defer func() {
@@ -169,8 +171,8 @@ func (e *Engine) send(b []byte) {
 	}
 }
 
-// responder returns what answers about the link now: the IPv6 address that the guest is assigned may be
-// one that it was seen with.
+// responder returns what answers about the link now: the IPv6 address that the guest is assigned
+// may be one that it was seen with.
 func (e *Engine) responder() neigh.Responder {
 	r := e.cfg.Neigh
 	if a := e.Rules().Assigned6; a.IsValid() {

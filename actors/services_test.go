@@ -127,7 +127,8 @@ func TestQuestionsOfAFamilyThatIsOff(t *testing.T) {
 	}
 }
 
-// TestGuestThatIsToldItsAddress: with the reply to DHCPv6 the guest is expected where it was told to be.
+// TestGuestThatIsToldItsAddress: with the reply to DHCPv6 the guest is expected where it was told
+// to be.
 func TestGuestThatIsToldItsAddress(t *testing.T) {
 	assigned, seen := netip.MustParseAddr("fd00::15"), netip.MustParseAddr("fd00::99")
 	m := &dhcpv6.Message{MessageType: dhcpv6.MessageTypeSolicit}
@@ -167,9 +168,9 @@ func TestGuestThatIsToldItsAddress(t *testing.T) {
 	}
 }
 
-// TestHardwareAddressOfTheGuest is the source of its first frame, whatever that was for and whatever was in it, as
-// long as there was a packet; and the next time that of the first after the guest has reconnected. It is told once a
-// second at most.
+// TestHardwareAddressOfTheGuest is the source of its first frame, whatever that was for and
+// whatever was in it, as long as there was a packet; and the next time that of the first after the
+// guest has reconnected. It is told once a second at most.
 func TestHardwareAddressOfTheGuest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		core, logs := observer.New(zapcore.InfoLevel)

@@ -10,8 +10,9 @@ import (
 	"fusilli/tapio/frame"
 )
 
-// sharing says which UDP ports of the host are wanted by whom: a port has either sockets that listen for what
-// strangers send to it (package forward), or one that a flow of the guest's shares with others.
+// sharing says which UDP ports of the host are wanted by whom: a port has either sockets that
+// listen for what strangers send to it (package forward), or one that a flow of the guest's shares
+// with others.
 type sharing struct {
 	mu        sync.Mutex
 	listeners map[uint16]int
@@ -19,8 +20,9 @@ type sharing struct {
 	claims    map[uint16][]*flow.Port
 }
 
-// Listens says that somebody listens on the UDP port of the host, for the guest's port to, from now on, or does not
-// any more. Flows that share a socket with that port end: the guest's next datagram gives each its own. Anyone may call it.
+// Listens says that somebody listens on the UDP port of the host, for the guest's port to, from now
+// on, or does not any more. Flows that share a socket with that port end: the guest's next datagram
+// gives each its own. Anyone may call it.
 func (e *Engine) Listens(port, to uint16, on bool) {
 	s := &e.sharing
 	s.mu.Lock()
@@ -49,8 +51,8 @@ func count(m map[uint16]int, port uint16, on bool) {
 	}
 }
 
-// forwarded reports whether the guest's port of that number is forwarded by the same port of the host, and no other
-// of the guest's is.
+// forwarded reports whether the guest's port of that number is forwarded by the same port of the
+// host, and no other of the guest's is.
 func (s *sharing) forwarded(port uint16) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -152,7 +154,8 @@ func (e shares) Accept(fd int, k flow.Key) { e.AcceptUDP(fd, k, nil) }
 // Elsewhere implements flow.Sharing.
 func (e shares) Elsewhere(run flow.Run) { e.deal(run, nil) }
 
-// deal has each datagram of run begin a flow of its own, if there is none yet, but for those of the flow but.
+// deal has each datagram of run begin a flow of its own, if there is none yet, but for those of the
+// flow but.
 func (e *Engine) deal(run flow.Run, but *flow.Key) {
 	var v flow.View
 	for rest := run; ; {
@@ -182,8 +185,8 @@ func (e *Engine) deal(run flow.Run, but *flow.Key) {
 	run.Release()
 }
 
-// mayShare reports whether the guest's flow to dst, which leads to host, may share a socket with others of
-// the same port: one to an ordinary host of the outside.
+// mayShare reports whether the guest's flow to dst, which leads to host, may share a socket with
+// others of the same port: one to an ordinary host of the outside.
 func mayShare(dst, host netip.AddrPort) bool {
 	a := dst.Addr()
 	return host == dst && unicast(a) && !a.IsLoopback() && !a.IsLinkLocalUnicast()
@@ -198,9 +201,9 @@ func (e *Engine) sharer(k *flow.Key) *flow.Port {
 	return nil
 }
 
-// offerToShare has the flow of p, which is new, be found by others that may share its socket. It returns nil
-// if there is such a one already. What others have sent when p ends, since its peer cannot be reached or for
-// whatever reason, goes on without it.
+// offerToShare has the flow of p, which is new, be found by others that may share its socket. It
+// returns nil if there is such a one already. What others have sent when p ends, since its peer
+// cannot be reached or for whatever reason, goes on without it.
 func (e *Engine) offerToShare(p *flow.Port) *flow.Alias {
 	a := flow.NewAlias(p.Key().Endpoint(), p, false)
 	if e.table.Add(a) != nil {

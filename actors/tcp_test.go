@@ -224,8 +224,8 @@ func TestRefused(t *testing.T) {
 	})
 }
 
-// TestPortsUsedAgainAtOnce: a guest that resets or ends a connection and begins one from the same port
-// in the same breath does not wait for its SYN to be repeated.
+// TestPortsUsedAgainAtOnce: a guest that resets or ends a connection and begins one from the same
+// port in the same breath does not wait for its SYN to be repeated.
 func TestPortsUsedAgainAtOnce(t *testing.T) {
 	for _, tt := range []struct {
 		name  string

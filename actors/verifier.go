@@ -9,22 +9,26 @@ import (
 	"fusilli/tapio/frame"
 )
 
-// Verification, in its order: the guest's address is asked for where it is known to be; then it and the candidate
-// are asked for twice, on the whole link. The guest's address stays if it has answered; if only the candidate has,
-// that is the new one. The times add up to less than a second, in which a guest is to be followed.
+// Verification, in its order: the guest's address is asked for where it is known to be; then it and
+// the candidate are asked for twice, on the whole link. The guest's address stays if it has
+// answered; if only the candidate has, that is the new one. The times add up to less than a second,
+// in which a guest is to be followed.
 const (
 	firstWait      = 60 * time.Millisecond  // for the guest's address alone
 	secondWait     = 80 * time.Millisecond  // until both are asked for again
 	thirdWait      = 160 * time.Millisecond // until that is all
 	verifyInterval = 400 * time.Millisecond // from one beginning to the next, of one family
-	expectTime     = 5 * time.Second        // for which an address that was assigned by DHCPv6 is asked for
+	// for which an address that was assigned by DHCPv6 is asked for
+	expectTime = 5 * time.Second
 )
 
-// verifier asks on the link whether a candidate is where the guest is. Whatever a guest sends, there is one
-// candidate at a time for each family, and one that waits: the latest. It is part of seen, whose mu guards it.
+// verifier asks on the link whether a candidate is where the guest is. Whatever a guest sends,
+// there is one candidate at a time for each family, and one that waits: the latest. It is part of
+// seen, whose mu guards it.
 //
-// Answers count if they are unicast to us, and come from the Ethernet address that they tell of. A program in the
-// guest can give them too, but cannot keep the guest's kernel from answering for its own address.
+// Answers count if they are unicast to us, and come from the Ethernet address that they tell of. A
+// program in the guest can give them too, but cannot keep the guest's kernel from answering for its
+// own address.
 type verifier struct {
 	asked   [kinds]inquiry
 	ringing chan struct{} // something has begun
@@ -81,7 +85,8 @@ type question struct {
 	new  bool // of is a candidate's
 }
 
-// next does what is due, and returns what to ask, and when to come back; 0 for when there is something new.
+// next does what is due, and returns what to ask, and when to come back; 0 for when there is
+// something new.
 func (s *guestAddr) next(now time.Time, ask []question) ([]question, time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -259,7 +264,8 @@ func (s *guestAddr) refuse(k int, a *frame.Addr) {
 	}
 }
 
-// listen looks at what the guest says about its neighbours, which the frame b, parsed as pkt, is about.
+// listen looks at what the guest says about its neighbours, which the frame b, parsed as pkt, is
+// about.
 func (s *guestAddr) listen(b []byte, pkt *frame.Packet) {
 	if s.verifier.asking.Load() == 0 {
 		return

@@ -16,8 +16,8 @@ import (
 	"fusilli/tapio/frame"
 )
 
-// wire is the guest's side of a link in virtual time: stations that answer questions about their addresses.
-// Frames go straight to the reader.
+// wire is the guest's side of a link in virtual time: stations that answer questions about their
+// addresses. Frames go straight to the reader.
 type wire struct {
 	sink
 	e    *Engine
@@ -171,7 +171,8 @@ func (s *wire) at(k int) station {
 	return station{s.e.guestAddr.current.Load().guest[k], s.e.env.GuestMAC()}
 }
 
-// within reports an error unless the guest is at want in less than a second, while what says is said.
+// within reports an error unless the guest is at want in less than a second, while what says is
+// said.
 func (s *wire) within(k int, want station, what func()) {
 	s.t.Helper()
 	for start := time.Now(); s.at(k) != want; time.Sleep(10 * time.Millisecond) {
@@ -184,7 +185,8 @@ func (s *wire) within(k int, want station, what func()) {
 	}
 }
 
-// stays reports an error unless the guest stays where it is for some seconds, while what says is said.
+// stays reports an error unless the guest stays where it is for some seconds, while what says is
+// said.
 func (s *wire) stays(k int, what func()) {
 	s.t.Helper()
 	was := s.at(k)
@@ -214,8 +216,8 @@ func forPlaces(t *testing.T, name string, change func(*Config), f func(*testing.
 	}
 }
 
-// TestGuestIsFollowed: whatever happens to a machine, it is found where it is in less than a second, and what a
-// frame says alone moves nothing.
+// TestGuestIsFollowed: whatever happens to a machine, it is found where it is in less than a
+// second, and what a frame says alone moves nothing.
 func TestGuestIsFollowed(t *testing.T) {
 	machine := func(name string, f func(*testing.T, *wire, *places)) { forPlaces(t, name, nil, f) }
 	once := func(s *wire, o station) func() {
@@ -348,8 +350,8 @@ func TestGuestIsFollowed(t *testing.T) {
 	})
 }
 
-// TestGuestIsSprayedFrom: a guest that sends from any number of addresses makes us ask little and keep nothing, and
-// is found afterwards.
+// TestGuestIsSprayedFrom: a guest that sends from any number of addresses makes us ask little and
+// keep nothing, and is found afterwards.
 func TestGuestIsSprayedFrom(t *testing.T) {
 	forPlaces(t, "", nil, func(t *testing.T, s *wire, p *places) {
 		s.has(station{p.here, guestMAC})
@@ -376,8 +378,8 @@ func TestGuestIsSprayedFrom(t *testing.T) {
 	})
 }
 
-// TestFirstAddresses: a guest without an address is where it is first seen, a link-local address stands in for a
-// global one, and one that was assigned by DHCPv6 is waited for.
+// TestFirstAddresses: a guest without an address is where it is first seen, a link-local address
+// stands in for a global one, and one that was assigned by DHCPv6 is waited for.
 func TestFirstAddresses(t *testing.T) {
 	none := func(c *Config) { c.Guest, c.Rules.Assigned6, c.GuestMAC = rules.Guest{}, netip.Addr{}, frame.Broadcast }
 	v6, ll := &kindsOfPlaces[1], &kindsOfPlaces[2]
@@ -427,7 +429,8 @@ func TestFirstAddresses(t *testing.T) {
 	})
 }
 
-// TestKernelIsBelieved: in a namespace the guest is where its kernel says, whatever frames say and whoever answers.
+// TestKernelIsBelieved: in a namespace the guest is where its kernel says, whatever frames say and
+// whoever answers.
 func TestKernelIsBelieved(t *testing.T) {
 	addrs := func(list ...frame.Addr) (l []netip.Addr) {
 		for _, a := range list {
@@ -524,8 +527,8 @@ func TestKernelIsBelieved(t *testing.T) {
 	})
 }
 
-// FuzzVerifier: whatever is said on the link, in whatever order, a guest that answers for its address stays there,
-// the questions are few, and there are no more inquiries than families.
+// FuzzVerifier: whatever is said on the link, in whatever order, a guest that answers for its
+// address stays there, the questions are few, and there are no more inquiries than families.
 func FuzzVerifier(f *testing.F) {
 	f.Add([]byte{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11})
 	f.Add([]byte("spray\x00\x10\x20\x30\x40\x50\x60\x70\x80\x90\xa0\xb0\xc0\xd0\xe0\xf0"))

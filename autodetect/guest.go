@@ -17,14 +17,15 @@ import (
 // Guest is what the kernel of a guest's network namespace says about its end of the link.
 type Guest struct {
 	MAC [6]byte
-	// Addrs are the addresses of the interface, or of the bridge (or another master) that it is a port of, the
-	// best first: those that last before temporary and deprecated ones. Others are those of other interfaces.
-	// Neither has loopback addresses, or ones that are not known to be the guest's alone yet.
+	// Addrs are the addresses of the interface, or of the bridge (or another master) that it is a
+	// port of, the best first: those that last before temporary and deprecated ones. Others are
+	// those of other interfaces. Neither has loopback addresses, or ones that are not known to be
+	// the guest's alone yet.
 	Addrs, Others []netip.Addr
 }
 
-// GuestMonitor watches one interface of a guest's network namespace, and the addresses there. All it needs is opened by
-// MonitorGuest: a sandbox may close the doors behind it.
+// GuestMonitor watches one interface of a guest's network namespace, and the addresses there. All
+// it needs is opened by MonitorGuest: a sandbox may close the doors behind it.
 type GuestMonitor struct {
 	index   int
 	conn    *rtnl.Conn
@@ -32,8 +33,8 @@ type GuestMonitor struct {
 }
 
 const (
-	// guestPause is how long changes gather before all is listed again. A list that takes long is rarer still: a
-	// guest with a hundred thousand addresses costs a tenth of a CPU at most.
+	// guestPause is how long changes gather before all is listed again. A list that takes long is
+	// rarer still: a guest with a hundred thousand addresses costs a tenth of a CPU at most.
 	guestPause = 20 * time.Millisecond
 	guestShare = 10
 
@@ -41,8 +42,8 @@ const (
 	maxGuestAddrs = 1024
 )
 
-// MonitorGuest opens what is needed to watch the interface of that name in the calling thread's network namespace. No
-// privilege is needed. The caller closes it.
+// MonitorGuest opens what is needed to watch the interface of that name in the calling thread's
+// network namespace. No privilege is needed. The caller closes it.
 func MonitorGuest(name string) (*GuestMonitor, error) {
 	g := &GuestMonitor{}
 	var err error
@@ -72,8 +73,8 @@ func (g *GuestMonitor) Close() {
 	}
 }
 
-// Run calls changed with what there is at first and whenever it may have changed, until ctx ends; nil if the interface
-// is not in the namespace any more. The lists are changed's.
+// Run calls changed with what there is at first and whenever it may have changed, until ctx ends;
+// nil if the interface is not in the namespace any more. The lists are changed's.
 func (g *GuestMonitor) Run(ctx context.Context, changed func(*Guest)) error {
 	defer g.monitor.until(ctx)()
 	pause := time.NewTimer(0)
@@ -128,7 +129,8 @@ func (g *GuestMonitor) list() (*Guest, error) {
 			if a.Flags&unix.IFA_F_DEPRECATED != 0 {
 				bad += 2
 			}
-			if a.Family == unix.AF_INET6 && a.Flags&unix.IFA_F_TEMPORARY != 0 { // the same bit says "secondary" of IPv4
+			// the same bit says "secondary" of IPv4
+			if a.Family == unix.AF_INET6 && a.Flags&unix.IFA_F_TEMPORARY != 0 {
 				bad++
 			}
 			if len(addrs) < maxGuestAddrs {

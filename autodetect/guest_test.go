@@ -115,7 +115,8 @@ func TestTentativeAddresses(t *testing.T) {
 	g.becomes(t, "020000000001: 192.0.2.1 2001:db8::1; ")
 }
 
-// TestManyAddresses: changes that come faster than they are listed are not lost, and the lists are bounded.
+// TestManyAddresses: changes that come faster than they are listed are not lost, and the lists are
+// bounded.
 func TestManyAddresses(t *testing.T) {
 	nstest.Enter(t)
 	nstest.Tap(t, "g0")

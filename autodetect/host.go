@@ -59,8 +59,8 @@ type FamilyOptions struct {
 // slices must not be written to.
 type Host struct {
 	V4, V6 Family
-	// Notices are the informational messages for the user, in order, and Warnings are those that say that
-	// something is not as the user wants it.
+	// Notices are the informational messages for the user, in order, and Warnings are those that
+	// say that something is not as the user wants it.
 	Notices, Warnings []string
 }
 
@@ -107,9 +107,9 @@ func (h *Host) TapName() string {
 
 // Detect reads the configuration of the network namespace the calling thread is in.
 //
-// Having no network at all is not an error, nor is an outbound interface that does not exist: it may come, and
-// until then flows say that they cannot use it. Errors are: a template of Options that does not
-// exist, ErrUnusable, ErrNoIPv6, and a kernel that does not answer.
+// Having no network at all is not an error, nor is an outbound interface that does not exist: it
+// may come, and until then flows say that they cannot use it. Errors are: a template of Options
+// that does not exist, ErrUnusable, ErrNoIPv6, and a kernel that does not answer.
 func Detect(o Options) (*Host, error) {
 	conn, err := rtnl.Open()
 	if err != nil {

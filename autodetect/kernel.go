@@ -17,11 +17,12 @@ type Kernel struct {
 	TCPSynRetries        int           // retransmissions of a SYN: tcp_syn_retries, ip-sysctl
 	TCPSynLinearTimeouts int           // of those, without back-off (Linux 6.5)
 	TCPRTOMax            time.Duration // longest retransmission timeout (Linux 6.15)
-	UDPTimeout           time.Duration // idle time of a flow seen in one direction only, nf_conntrack
-	UDPStreamTimeout     time.Duration // idle time of a flow seen in both directions
-	LocalPorts           PortRange     // ephemeral ports; zero where they could not be read
-	UnprivilegedPort     int           // first port that needs no CAP_NET_BIND_SERVICE
-	PingGroups           GroupRange    // groups that may open ping sockets, icmp(7)
+	// idle time of a flow seen in one direction only, nf_conntrack
+	UDPTimeout       time.Duration
+	UDPStreamTimeout time.Duration // idle time of a flow seen in both directions
+	LocalPorts       PortRange     // ephemeral ports; zero where they could not be read
+	UnprivilegedPort int           // first port that needs no CAP_NET_BIND_SERVICE
+	PingGroups       GroupRange    // groups that may open ping sockets, icmp(7)
 }
 
 // PortRange is Low to High, both included.

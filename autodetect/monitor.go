@@ -23,8 +23,8 @@ const monitorBuffer = 64 << 10
 // errLost tells that notifications were lost: what there is has to be listed again.
 var errLost = errors.New("notifications were lost")
 
-// openMonitor makes a socket for those groups (RTMGRP_*), in the calling thread's network namespace. No privilege is
-// needed. The caller closes it.
+// openMonitor makes a socket for those groups (RTMGRP_*), in the calling thread's network
+// namespace. No privilege is needed. The caller closes it.
 func openMonitor(groups uint32) (*monitor, error) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_ROUTE)
 	if err != nil {
@@ -54,7 +54,8 @@ func (m *monitor) until(ctx context.Context) (stop func() bool) {
 	return context.AfterFunc(ctx, func() { m.file.SetReadDeadline(time.Unix(1, 0)) })
 }
 
-// drain forgets what waits. Until its queue is empty, the kernel does not say that it has lost more.
+// drain forgets what waits. Until its queue is empty, the kernel does not say that it has lost
+// more.
 func (m *monitor) drain() error {
 	return m.raw.Control(func(fd uintptr) {
 		for {
@@ -66,8 +67,8 @@ func (m *monitor) drain() error {
 	})
 }
 
-// next waits for messages from the kernel, which are valid until the next call. Errors are errLost and what ends all of
-// it, ctx's end among them.
+// next waits for messages from the kernel, which are valid until the next call. Errors are errLost
+// and what ends all of it, ctx's end among them.
 func (m *monitor) next() ([]byte, error) {
 	for {
 		var got int

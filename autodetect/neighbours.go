@@ -12,7 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Neighbour is what the host's kernel knows of another station on the link of the template interface.
+// Neighbour is what the host's kernel knows of another station on the link of the template
+// interface.
 type Neighbour struct {
 	Addr netip.Addr
 	// MAC is its Ethernet address, zero if it is not known, or not any more.
@@ -63,8 +64,8 @@ func (n *Neighbours) Close() {
 }
 
 // Run calls changed with all neighbours there are at first (all is true: there are no others), and
-// then with those that have changed, until ctx ends. When changes were lost it begins again. The list
-// is valid for the call.
+// then with those that have changed, until ctx ends. When changes were lost it begins again. The
+// list is valid for the call.
 func (n *Neighbours) Run(ctx context.Context, changed func(list []Neighbour, all bool)) error {
 	defer n.heard.until(ctx)()
 	lost := true

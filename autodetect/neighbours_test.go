@@ -59,7 +59,8 @@ func (k *known) becomes(t *testing.T, want map[string]string) {
 	}
 }
 
-// watch runs a watcher of the goroutine's namespace, with e0 as template, until the end of the test.
+// watch runs a watcher of the goroutine's namespace, with e0 as template, until the end of the
+// test.
 func watch(t *testing.T) *known {
 	t.Helper()
 	h, err := Detect(Options{Interface: "e0"})
@@ -119,8 +120,8 @@ neigh add 198.51.100.2 lladdr 02:00:00:00:01:02 dev e1
 	k.becomes(t, map[string]string{})
 }
 
-// TestNeighboursThatChangeWhileTheyAreListed: a list of many datagrams, and changes all the while it is read: in the
-// end nobody is missing or has an address that is not his any more.
+// TestNeighboursThatChangeWhileTheyAreListed: a list of many datagrams, and changes all the while
+// it is read: in the end nobody is missing or has an address that is not his any more.
 func TestNeighboursThatChangeWhileTheyAreListed(t *testing.T) {
 	nstest.Enter(t)
 	var first, then strings.Builder

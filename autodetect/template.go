@@ -14,10 +14,9 @@ const loopbackIndex = 1
 var linkLocal4 = netip.MustParsePrefix("169.254.0.0/16")
 var linkLocal6 = netip.MustParsePrefix("fe80::/10")
 
-// template chooses the interface to take after: the one of the first default route, else
-// that of the first route that leads anywhere beyond loopback and link. It returns 0 if
-// there is none, and what the user should hear about the choice: several routes of one interface are
-// none.
+// template chooses the interface to take after: the one of the first default route, else that of
+// the first route that leads anywhere beyond loopback and link. It returns 0 if there is none, and
+// what the user should hear about the choice: several routes of one interface are none.
 func template(routes []rtnl.Route, family string) (index int, notice string) {
 	var defaults, others int // interfaces of the first ones
 	var manyDefaults, manyOthers bool

@@ -7,7 +7,7 @@
 //
 // # From words to a value
 //
-//	argv ─► normalise ─► urfave/cli ─► one setter an option, in order ─► check ─► Config
+//	argv -> normalise -> urfave/cli -> one setter an option, in order -> check -> Config
 //
 // Users call with the syntax of getopt_long(3): clusters, attached values, abbreviated long
 // options, an end at the first word that is no option. The library has Go's syntax. So

@@ -15,8 +15,9 @@ func (e *Error) Error() string { return e.Text }
 // prints Warnings, Text, the Suggestion and how to see the help, all on standard error, and ends
 // with status 1.
 type UsageError struct {
-	Text       string   // one line, beginning with argv[0], without a newline
-	Suggestion string   // an option of Mode that is spelled nearly the same, with dashes; empty: none
+	Text string // one line, beginning with argv[0], without a newline
+	// an option of Mode that is spelled nearly the same, with dashes; empty: none
+	Suggestion string
 	Mode       Mode     // whose help would tell more
 	Warnings   []string // what was to be said before, one line each
 

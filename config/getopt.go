@@ -45,9 +45,9 @@ type Flag struct {
 // Given is an option of a command line, by its long name, and its value.
 type Given struct{ Long, Value string }
 
-// Getopt reads args, a command line without argv[0], as getopt_long(3) does up to the first word that is
-// no option. It returns the options in their order, and the words that are none. With an error, a
-// *UsageError without a mode, they are those before the place of the error.
+// Getopt reads args, a command line without argv[0], as getopt_long(3) does up to the first word
+// that is no option. It returns the options in their order, and the words that are none. With an
+// error, a *UsageError without a mode, they are those before the place of the error.
 func Getopt(flags []Flag, argv0 string, args []string) (given []Given, operands []string, err error) {
 	table := make([]option, len(flags))
 	for i, f := range flags {

@@ -20,7 +20,8 @@ func TestNormaliseAgreesWithTheCLibrary(t *testing.T) {
 	if err := exec.Command(path, "-T").Run(); !errors.As(err, &exit) || exit.ExitCode() != 4 {
 		t.Fatal("getopt is not that of util-linux")
 	}
-	// One spelling of each option: to getopt(1) two of them are two options. It knows none without abbreviations.
+	// One spelling of each option: to getopt(1) two of them are two options. It knows none without
+	// abbreviations.
 	table := slices.DeleteFunc(slices.Clone(options), func(o option) bool { return o.same != "" || o.own })
 	short, long := "+", ""
 	for _, o := range table {

@@ -16,7 +16,8 @@ type option struct {
 	only  scope  // where it is valid; zero: everywhere
 	shown scope  // whose help shows it, if not by only
 	label string // how messages about the scope call it; empty: by its long name
-	own   bool   // the reference does not have it: it has no abbreviations, so that theirs stay valid
+	// the reference does not have it: it has no abbreviations, so that theirs stay valid
+	own   bool
 	group group
 	// help is the description: the first line stands beside the option, the others below.
 	// An option without help is not shown.
@@ -233,7 +234,8 @@ var options = []option{
 		help: "end after the first client",
 	},
 	{
-		long: "vhost-user", shown: onlyPasst, group: machine, set: func(*parser, string) error { return nil }, // see vhostUser
+		// see vhostUser
+		long: "vhost-user", shown: onlyPasst, group: machine, set: func(*parser, string) error { return nil },
 		help: "be the back-end of a vhost-user device",
 	},
 	{

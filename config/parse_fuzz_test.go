@@ -10,8 +10,8 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 )
 
-// FuzzParse reads any command line, a word a line. What is wrong with it is said as a user can read it; what is
-// right has rules, or it is said why not, and reads the same once more.
+// FuzzParse reads any command line, a word a line. What is wrong with it is said as a user can read
+// it; what is right has rules, or it is said why not, and reads the same once more.
 func FuzzParse(f *testing.F) {
 	for _, s := range []string{
 		"pasta", "passt", "qemu", "pasta\n--config-net\n--\nsh", "passt\n-f\n-4\n-t\n80\n-s\n/tmp/s", "pasta\n-t\nauto\n-u\n1-9,~3\n12",

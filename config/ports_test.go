@@ -514,7 +514,8 @@ func checkRule(t *testing.T, r Rule, s *PortSpec) {
 	}
 }
 
-// Rules that come from elsewhere pass the same checks, among themselves and with those that are there.
+// Rules that come from elsewhere pass the same checks, among themselves and with those that are
+// there.
 func TestAddedRules(t *testing.T) {
 	table, err := Rules(specs(t, "-t 80 -T 70"), everything)
 	if err != nil {

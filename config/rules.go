@@ -91,8 +91,8 @@ func Rules(specs []PortSpec, env Env) (*Table, error) {
 	return t, nil
 }
 
-// Apply adds to t the rules that s makes, in their order. After an error, an *Error as that of Rules, t
-// may have some of them.
+// Apply adds to t the rules that s makes, in their order. After an error, an *Error as that of
+// Rules, t may have some of them.
 func (t *Table) Apply(s *PortSpec, env Env) error {
 	if err := t.add(s, env); err != nil {
 		err.Warnings = t.Warnings
@@ -101,9 +101,9 @@ func (t *Table) Apply(s *PortSpec, env Env) error {
 	return nil
 }
 
-// Add adds rules that come from elsewhere, which have to pass the checks of those that specifiers make.
-// A rule for all addresses of both IP versions becomes one for those of the only one that is enabled.
-// The error is as that of Apply.
+// Add adds rules that come from elsewhere, which have to pass the checks of those that specifiers
+// make. A rule for all addresses of both IP versions becomes one for those of the only one that is
+// enabled. The error is as that of Apply.
 func (t *Table) Add(dir Direction, env Env, rules ...Rule) error {
 	list := t.list(dir)
 	for _, r := range rules {

@@ -30,8 +30,8 @@ var layers = [][]string{
 	{"tapio/frame"},
 }
 
-// goDirs returns the directories with Go files, by path from the root, and whether one has code that is
-// no test.
+// goDirs returns the directories with Go files, by path from the root, and whether one has code
+// that is no test.
 func goDirs(t *testing.T) map[string]bool {
 	t.Helper()
 	dirs := make(map[string]bool)

@@ -63,8 +63,8 @@ func (c *conn) refused(e unix.Errno) {
 	c.s.cfg.Log.Debug("Couldn't connect spliced connection", zap.Stringer("host", c.dst), zap.Error(e))
 }
 
-// run moves data until the connection is over. It reports whether both directions have ended as they
-// should.
+// run moves data until the connection is over. It reports whether both directions have ended as
+// they should.
 func (c *conn) run() (clean bool) {
 	over := false
 	for !over && !c.s.stopping() {
@@ -76,8 +76,8 @@ func (c *conn) run() (clean bool) {
 	return clean
 }
 
-// advance does all there is to do now. It reports whether the connection is over then, and whether both
-// directions have ended as they should.
+// advance does all there is to do now. It reports whether the connection is over then, and whether
+// both directions have ended as they should.
 func (c *conn) advance() (over, clean bool) {
 	for {
 		c.note()
@@ -142,8 +142,8 @@ func (c *conn) turn() (more bool, e unix.Errno) {
 	return more, 0
 }
 
-// linger reports whether something has happened before it is time to sleep. In the rhythm of requests and
-// answers it looks for the next one.
+// linger reports whether something has happened before it is time to sleep. In the pace of
+// requests and answers it looks for the next one.
 func (c *conn) linger() bool {
 	if c.s.spin(c.w) {
 		return true
@@ -163,8 +163,8 @@ func (c *conn) linger() bool {
 	return false
 }
 
-// finish passes on what was sent before the connection failed with e, or with an error that a socket
-// has, as far as it goes without waiting.
+// finish passes on what was sent before the connection failed with e, or with an error that a
+// socket has, as far as it goes without waiting.
 func (c *conn) finish(e unix.Errno) {
 	for i := range c.side {
 		c.side[i].shut = true // what looks like an end now is none
@@ -181,8 +181,8 @@ func (c *conn) finish(e unix.Errno) {
 	c.s.cfg.Log.Debug("Spliced connection failed", zap.Stringer("host", c.dst), zap.Error(e))
 }
 
-// close closes both sockets, so that the peers see the end they have made themselves if clean, and a
-// reset if not.
+// close closes both sockets, so that the peers see the end they have made themselves if clean, and
+// a reset if not.
 func (c *conn) close(clean bool) {
 	for i := range c.flow {
 		c.flow[i].drop(&c.s.pipes)

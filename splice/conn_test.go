@@ -242,7 +242,8 @@ func stall(t *testing.T, c *net.TCPConn) {
 // nothing is lost.
 func TestStalledReader(t *testing.T) {
 	eachEnd(t, func(t *testing.T, s *Splicer, near, far *net.TCPConn) {
-		// The kernel keeps no more than tcp_rmem and tcp_wmem say for the two sockets in the middle: at most 36 MiB (Linux 6.18).
+		// The kernel keeps no more than tcp_rmem and tcp_wmem say for the two sockets in the
+		// middle: at most 36 MiB (Linux 6.18).
 		near.SetWriteBuffer(64 << 10)
 		far.SetReadBuffer(64 << 10)
 		data := noise(40 << 20)
@@ -279,8 +280,8 @@ func TestStalledReader(t *testing.T) {
 	})
 }
 
-// idle waits until this process has used next to no CPU time for 100 ms. However busy the machine and the
-// collector of garbage: a process that does nothing comes to that.
+// idle waits until this process has used next to no CPU time for 100 ms. However busy the machine
+// and the collector of garbage: a process that does nothing comes to that.
 func idle(t *testing.T) {
 	t.Helper()
 	used := func() time.Duration {
@@ -395,7 +396,8 @@ func TestGoneWhileConnecting(t *testing.T) {
 	wait(t, "the end of the flow", gone(s))
 }
 
-// backlogged returns an address where a connection gets no answer since the listener's queue is full.
+// backlogged returns an address where a connection gets no answer since the listener's queue is
+// full.
 func backlogged(t *testing.T) (netip.AddrPort, bool) {
 	t.Helper()
 	fd := must[int](t)(unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0))
@@ -445,7 +447,8 @@ func TestAfterTheEnd(t *testing.T) {
 	dialReset(t, forward(t, s, Host, address(l)))
 }
 
-// TestBeyondTheLimit: a connection too many is reset, and the next one is carried when there is room.
+// TestBeyondTheLimit: a connection too many is reset, and the next one is carried when there is
+// room.
 func TestBeyondTheLimit(t *testing.T) {
 	s := start(t, limit(1))
 	l := listen(t, loopbacks[0].addr)

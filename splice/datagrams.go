@@ -18,7 +18,8 @@ import (
 const (
 	turnBatches = 8  // batches a direction moves before others have theirs
 	maxFaults   = 64 // errors in a row before a flow is given up
-	// scarceFaults is the number of those after which the kernel is taken at its word that it has no memory.
+	// scarceFaults is the number of those after which the kernel is taken at its word that it has
+	// no memory.
 	scarceFaults = 4
 )
 
@@ -82,8 +83,8 @@ func (f *datagrams) open(to Side, src netip.AddrPort) (err error) {
 	if other.fd, err = f.s.udp(to, f.dst.Addr().Is4()); err != nil {
 		return err
 	}
-	// A port that is taken, or privileged, is replaced by one of the kernel's choice: only a peer that
-	// insists on the number notices.
+	// A port that is taken, or privileged, is replaced by one of the kernel's choice: only a peer
+	// that insists on the number notices.
 	var host sock.Host
 	err = unix.Bind(other.fd, host.Sockaddr(src))
 	if err == unix.EADDRINUSE || err == unix.EACCES {
@@ -100,7 +101,8 @@ func (f *datagrams) open(to Side, src netip.AddrPort) (err error) {
 	for e := unix.Errno(0); e == 0; {
 		_, e = sock.Recv(other.fd, b[:])
 	}
-	unix.SetsockoptInt(f.side[0].fd, unix.SOL_UDP, unix.UDP_GRO, 1) // without it datagrams come one by one
+	// without it datagrams come one by one
+	unix.SetsockoptInt(f.side[0].fd, unix.SOL_UDP, unix.UDP_GRO, 1)
 	for i := range f.side {
 		if err := f.w.add(i, f.side[i].fd); err != nil {
 			return err
@@ -109,7 +111,8 @@ func (f *datagrams) open(to Side, src netip.AddrPort) (err error) {
 	return nil
 }
 
-// run moves datagrams until nothing has come for long enough, a socket is broken, or the splicer ends.
+// run moves datagrams until nothing has come for long enough, a socket is broken, or the splicer
+// ends.
 func (f *datagrams) run() {
 	for f.w.look(); ; {
 		f.note()

@@ -15,8 +15,8 @@ import (
 	"fusilli/actors/flow"
 )
 
-// conversation is a datagram flow and its two peers. dial is what is connected to the splicer's first
-// socket; server is the unconnected socket at the flow's destination.
+// conversation is a datagram flow and its two peers. dial is what is connected to the splicer's
+// first socket; server is the unconnected socket at the flow's destination.
 type conversation struct {
 	client, server *net.UDPConn
 	src            netip.AddrPort // what the server is to see

@@ -26,11 +26,12 @@ const (
 	numOps
 )
 
-// slow is how long FuzzConn waits for what must happen, on a machine that is busy with other things.
+// slow is how long FuzzConn waits for what must happen, on a machine that is busy with other
+// things.
 const slow = 2 * time.Minute
 
-// FuzzConn has both ends of a spliced connection do anything, whatever the other one does. Each gets what the other
-// one has sent, its end where it was, and a reset only if there was one.
+// FuzzConn has both ends of a spliced connection do anything, whatever the other one does. Each
+// gets what the other one has sent, its end where it was, and a reset only if there was one.
 func FuzzConn(f *testing.F) {
 	const server = 0x80
 	for _, in := range [][]byte{

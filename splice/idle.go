@@ -2,7 +2,7 @@ package splice
 
 import "fusilli/actors/flow"
 
-// giver is the flow.Reclaimer of a splicer.
+// reclaimer is the flow.Reclaimer of a splicer.
 type reclaimer struct{ *Splicer }
 
 // EvictUnanswered implements flow.Reclaimer. Flows without an answer are idle like others.

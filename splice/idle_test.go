@@ -6,8 +6,8 @@ import (
 	"fusilli/actors/flow"
 )
 
-// TestIdleDatagramsTakeAllRoom: who comes finds some all the same, since the flow that was idle for longest ends;
-// but none that is in use does.
+// TestIdleDatagramsTakeAllRoom: who comes finds some all the same, since the flow that was idle for
+// longest ends; but none that is in use does.
 func TestIdleDatagramsTakeAllRoom(t *testing.T) {
 	const most = 8
 	s := start(t, limit(most))

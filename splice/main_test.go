@@ -31,8 +31,8 @@ func must[T any](t testing.TB) func(T, error) T {
 	}
 }
 
-// start runs a splicer until the test ends, both of whose sides are in the test's own namespace unless
-// change says otherwise.
+// start runs a splicer until the test ends, both of whose sides are in the test's own namespace
+// unless change says otherwise.
 func start(t testing.TB, change ...func(*Config)) *Splicer {
 	t.Helper()
 	cfg := Config{

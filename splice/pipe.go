@@ -10,8 +10,8 @@ import (
 )
 
 const (
-	// pipeSize is the capacity wanted of a pipe in bytes: what fs.pipe-max-size allows unless it was
-	// changed. With 256 KiB, four streams at once moved a tenth less.
+	// pipeSize is the capacity wanted of a pipe in bytes: what fs.pipe-max-size allows unless it
+	// was changed. With 256 KiB, four streams at once moved a tenth less.
 	pipeSize = 1 << 20
 	// minPipeSize is the least that is asked for, and what a pipe has by itself (pipe(7)).
 	minPipeSize = 64 << 10
@@ -41,7 +41,8 @@ type pipes struct {
 	ended bool
 }
 
-// pipeCapacity returns the size to ask for, so that sparePipes of them stay within the user's share.
+// pipeCapacity returns the size to ask for, so that sparePipes of them stay within the user's
+// share.
 func pipeCapacity() int {
 	size := pipeSize
 	b, err := os.ReadFile(userPages)

@@ -53,8 +53,9 @@ func (p *pool) get() (int, error) {
 	return fd, err
 }
 
-// run fills the pool when the first socket was asked for, and whenever half of it is gone, until ctx
-// ends, and closes what is left. A socket that cannot be opened is not missed: get will say why.
+// run fills the pool when the first socket was asked for, and whenever half of it is gone, until
+// ctx ends, and closes what is left. A socket that cannot be opened is not missed: get will say
+// why.
 func (p *pool) run(ctx context.Context) {
 	defer p.drain()
 	for {

@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestPoolWhileDescriptorsRunOut: who asks gets a descriptor or the reason why there is none, and the pool is
-// full again when there are some.
+// TestPoolWhileDescriptorsRunOut: who asks gets a descriptor or the reason why there is none, and
+// the pool is full again when there are some.
 func TestPoolWhileDescriptorsRunOut(t *testing.T) {
 	var mu sync.Mutex
 	left := 5 // sockets that can be had
@@ -74,8 +74,9 @@ func TestPoolWhileDescriptorsRunOut(t *testing.T) {
 	wait(t, "descriptors to be closed", func() bool { return descriptors(t) <= before })
 }
 
-// TestSmallMessagesDoNotWait: neither of the two sockets in the middle keeps a small message back until the one
-// before it is acknowledged (Nagle's algorithm, which costs 40 ms with delayed acknowledgements).
+// TestSmallMessagesDoNotWait: neither of the two sockets in the middle keeps a small message back
+// until the one before it is acknowledged (Nagle's algorithm, which costs 40 ms with delayed
+// acknowledgements).
 func TestSmallMessagesDoNotWait(t *testing.T) {
 	for _, family := range loopbacks {
 		t.Run(family.name, func(t *testing.T) {

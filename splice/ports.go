@@ -7,6 +7,6 @@ import "os"
 const tcpReuse = "/proc/sys/net/ipv4/tcp_tw_reuse"
 
 // ReusePorts has the calling thread's network namespace reuse ports. Connections to the guest's own
-// address would else run out of them at 470 a second that the client closes first. Errors are those of
-// writing to the file: everything works without, up to that rate.
+// address would else run out of them at 470 a second that the client closes first. Errors are those
+// of writing to the file: everything works without, up to that rate.
 func ReusePorts() error { return os.WriteFile(tcpReuse, []byte("1"), 0) }

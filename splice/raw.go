@@ -28,8 +28,8 @@ func send(fd int, b []byte) (int, unix.Errno) {
 		unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, 0, 0)
 }
 
-// move moves up to n bytes from in to out, one of which is a pipe (splice(2)). Both are non-blocking.
-// more may be SPLICE_F_MORE.
+// move moves up to n bytes from in to out, one of which is a pipe (splice(2)). Both are
+// non-blocking. more may be SPLICE_F_MORE.
 func move(in, out, n int, more uintptr) (int, unix.Errno) {
 	return ignoringEINTR(unix.SYS_SPLICE, uintptr(in), 0, uintptr(out), 0, uintptr(n), unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK|more)
 }

@@ -28,8 +28,8 @@ const (
 const (
 	// spareWatches is the number of watches kept for later.
 	spareWatches = 64
-	// flowFiles is the number of descriptors a flow has: two sockets and a watch. Pipes are had where
-	// possible.
+	// flowFiles is the number of descriptors a flow has: two sockets and a watch. Pipes are had
+	// where possible.
 	flowFiles = 3
 )
 
@@ -38,8 +38,8 @@ type Config struct {
 	Log *zap.Logger
 	// Announce tells of flows that begin and end; nil: nobody does.
 	Announce *flow.Announcer
-	// InNamespace runs a function on a thread in the guest's network namespace and returns what that
-	// returns. The function does not wait. Any goroutine may call it.
+	// InNamespace runs a function on a thread in the guest's network namespace and returns what
+	// that returns. The function does not wait. Any goroutine may call it.
 	InNamespace func(func() error) error
 	// Limit bounds the number of flows, together with others' if they share it; nil: flow.MaxFlows
 	// of ours.
@@ -78,8 +78,8 @@ type Splicer struct {
 	idle  map[*datagrams]struct{} // flows of datagrams, which may give way
 }
 
-// New returns a splicer. Flows may be given to it at once, but nothing is kept ready for them before
-// it runs.
+// New returns a splicer. Flows may be given to it at once, but nothing is kept ready for them
+// before it runs.
 func New(cfg Config) *Splicer {
 	if cfg.Limit == nil {
 		cfg.Limit = flow.NewLimit(flow.MaxFlows)
@@ -100,8 +100,8 @@ func New(cfg Config) *Splicer {
 // Counters returns the splicer's counters, which go on counting.
 func (s *Splicer) Counters() *Counters { return &s.counters }
 
-// Run keeps what new flows need until ctx ends; then it ends all flows and waits for them. Flows that
-// come later are closed at once. It returns nil.
+// Run keeps what new flows need until ctx ends; then it ends all flows and waits for them. Flows
+// that come later are closed at once. It returns nil.
 func (s *Splicer) Run(ctx context.Context) error {
 	var parts sync.WaitGroup
 	for side := range s.streams {
@@ -136,8 +136,8 @@ func (s *Splicer) stop() {
 
 func (s *Splicer) stopping() bool { return s.stopped.Load() }
 
-// TCP takes over fd, a non-blocking TCP socket that was accepted, and carries the connection to dst on
-// side to. If that cannot be reached, the connection is reset. TCP does not wait.
+// TCP takes over fd, a non-blocking TCP socket that was accepted, and carries the connection to dst
+// on side to. If that cannot be reached, the connection is reset. TCP does not wait.
 func (s *Splicer) TCP(fd int, to Side, dst netip.AddrPort) {
 	dst = netip.AddrPortFrom(dst.Addr().Unmap(), dst.Port())
 	refuse := func() {
@@ -243,8 +243,8 @@ func pick(p *[2]*pool, v4 bool) *pool {
 	return p[0]
 }
 
-// spin looks for the next message of w's flow for as long as that is worth while, and reports whether
-// there is something.
+// spin looks for the next message of w's flow for as long as that is worth while, and reports
+// whether there is something.
 func (s *Splicer) spin(w *watch) bool {
 	r := &s.spinner
 	if !r.Of(w) {
@@ -261,7 +261,8 @@ func (s *Splicer) spin(w *watch) bool {
 }
 
 // troubled logs why there is no flow. Others' refusals are none of our business, but the lack of
-// descriptors or memory is, and is said once in a while; then there may be others that can make room.
+// descriptors or memory is, and is said once in a while; then there may be others that can make
+// room.
 func (s *Splicer) troubled(what string, err error) {
 	s.cfg.Log.Debug(what, zap.Error(err))
 	if flow.Exhausted(err) {

@@ -84,8 +84,9 @@ func (s *stream) drop(p *pipes) {
 	s.rest(p)
 }
 
-// run moves data from src to dst until one of them has no more to give or take, or the turn is over;
-// then more is true. It returns how many bytes it has read, and the error that ends the connection.
+// run moves data from src to dst until one of them has no more to give or take, or the turn is
+// over; then more is true. It returns how many bytes it has read, and the error that ends the
+// connection.
 func (s *stream) run(src, dst *end, p *pipes) (n int, more bool, e unix.Errno) {
 	for {
 		if !s.empty() {
@@ -140,7 +141,8 @@ func (s *stream) read(src *end, p *pipes) (n int, e unix.Errno) {
 			s.rest(p)
 		}
 		if e == 0 && n == 0 {
-			// The end; or an urgent byte, which the watch may not have told of yet, and the end behind it.
+			// The end; or an urgent byte, which the watch may not have told of yet, and the end
+			// behind it.
 			piped, s.bulk = false, false
 			s.rest(p)
 		}
@@ -170,8 +172,8 @@ func (s *stream) read(src *end, p *pipes) (n int, e unix.Errno) {
 	return n, e
 }
 
-// weigh ends the bulk transfer when n bytes, or none at the moment, is what the pipe has carried too
-// often.
+// weigh ends the bulk transfer when n bytes, or none at the moment, is what the pipe has carried
+// too often.
 func (s *stream) weigh(n int) {
 	switch {
 	case n >= leanRead:
@@ -183,7 +185,8 @@ func (s *stream) weigh(n int) {
 	}
 }
 
-// unpipe takes as much out of the pipe as the buffer has room for, which is empty: that is written first.
+// unpipe takes as much out of the pipe as the buffer has room for, which is empty: that is written
+// first.
 func (s *stream) unpipe() unix.Errno {
 	if s.buf == nil {
 		s.buf = buffers.Get().(*[bufferSize]byte)

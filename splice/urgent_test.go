@@ -30,8 +30,8 @@ func sendUrgent(t *testing.T, c *net.TCPConn, b []byte) {
 	}
 }
 
-// TestUrgentDataDoesNotStall: what telnet and rlogin send as urgent arrives in its place, and what follows
-// it as well, in single requests and amid a bulk transfer.
+// TestUrgentDataDoesNotStall: what telnet and rlogin send as urgent arrives in its place, and what
+// follows it as well, in single requests and amid a bulk transfer.
 func TestUrgentDataDoesNotStall(t *testing.T) {
 	eachEnd(t, func(t *testing.T, s *Splicer, near, far *net.TCPConn) {
 		got := make([]byte, 300)
@@ -58,8 +58,9 @@ func TestUrgentDataDoesNotStall(t *testing.T) {
 	})
 }
 
-// TestUrgentByteBeforeTheEndIsNotLost: splice(2) stops before an urgent byte, and what it says then looks like the
-// end if the peer has sent that too. The byte may be there before the watch has told of it.
+// TestUrgentByteBeforeTheEndIsNotLost: splice(2) stops before an urgent byte, and what it says then
+// looks like the end if the peer has sent that too. The byte may be there before the watch has told
+// of it.
 func TestUrgentByteBeforeTheEndIsNotLost(t *testing.T) {
 	for _, family := range loopbacks {
 		t.Run(family.name, func(t *testing.T) {

@@ -14,12 +14,12 @@ import (
 // past is a deadline that has passed whenever it is set.
 var past = time.Unix(1, 0)
 
-// wanted are the events a watch is told of, each once when it happens (EPOLLET, epoll(7)). Errors and
-// hang-ups are always among them.
+// wanted are the events a watch is told of, each once when it happens (EPOLLET, epoll(7)). Errors
+// and hang-ups are always among them.
 const wanted = unix.EPOLLIN | unix.EPOLLPRI | unix.EPOLLOUT | unix.EPOLLRDHUP | unix.EPOLLET&0xffffffff
 
-// watch waits for a pair of sockets on behalf of the goroutine that holds it. Only ring may be called
-// by others.
+// watch waits for a pair of sockets on behalf of the goroutine that holds it. Only ring may be
+// called by others.
 type watch struct {
 	ep   int
 	file *os.File
@@ -94,9 +94,9 @@ func (w *watch) each(f func() bool) {
 // wait sleeps until something happens or somebody rings.
 func (w *watch) wait() error { return w.raw.Read(w.step) }
 
-// waitUntil is wait, but sleeps until t at the latest, or a time that was given before and is sooner: to
-// move the end of a wait further away, again and again, costs nothing. It returns false if the time is
-// over; t need not have come then. It does not sleep when stopping says so.
+// waitUntil is wait, but sleeps until t at the latest, or a time that was given before and is
+// sooner: to move the end of a wait further away, again and again, costs nothing. It returns false
+// if the time is over; t need not have come then. It does not sleep when stopping says so.
 func (w *watch) waitUntil(t flow.Time, stopping func() bool) bool {
 	if w.alarm == 0 || t < w.alarm {
 		w.alarm = t

@@ -8,7 +8,8 @@ import (
 	"fusilli/actors/flow"
 )
 
-// TestWatchOfAFlowThatExpired: who gets the watch next sleeps until something happens, and hears of it.
+// TestWatchOfAFlowThatExpired: who gets the watch next sleeps until something happens, and hears of
+// it.
 func TestWatchOfAFlowThatExpired(t *testing.T) {
 	w, err := newWatch()
 	if err != nil {

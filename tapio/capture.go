@@ -24,9 +24,9 @@ const (
 	// captureSnap is the snap length. It is longer than any frame on a link with the largest MTU.
 	captureSnap = 65535
 
-	// captureSegments is the number of segments up to which a row is taken apart. The longest row at
-	// an MTU of 576 has fewer; a row of shorter ones would become mostly headers, and is recorded as
-	// one packet.
+	// captureSegments is the number of segments up to which a row is taken apart. The longest row
+	// at an MTU of 576 has fewer; a row of shorter ones would become mostly headers, and is
+	// recorded as one packet.
 	captureSegments = 128
 
 	recordLen     = 16
@@ -70,9 +70,9 @@ type Capture struct {
 	done chan struct{} // the writer has ended
 }
 
-// NewCapture begins a capture in file, which stays the caller's. It ends when file has limit bytes, at
-// the last packet that fits; 0 means no limit. failed is told why frames are missing, once for each
-// reason, by any goroutine; it must not wait.
+// NewCapture begins a capture in file, which stays the caller's. It ends when file has limit bytes,
+// at the last packet that fits; 0 means no limit. failed is told why frames are missing, once for
+// each reason, by any goroutine; it must not wait.
 func NewCapture(file io.Writer, limit int64, failed func(error)) *Capture {
 	c := &Capture{
 		file: file, limit: limit, failed: failed,
@@ -143,7 +143,8 @@ func (c *Capture) write() {
 	}
 }
 
-// packets are what one frame is in a capture. They belong to one goroutine, from prepare to release.
+// packets are what one frame is in a capture. They belong to one goroutine, from prepare to
+// release.
 type packets struct {
 	one  []byte // a single packet: a part of the frame
 	many []byte // else packets with their headers, which lack the time; a part of buf
@@ -163,8 +164,8 @@ func (p *packets) release() {
 	packetsPool.Put(p)
 }
 
-// prepare returns what the frame b, which begins with a virtio_net_hdr, is in a capture; nil if nothing
-// more is recorded. The caller releases it before b changes.
+// prepare returns what the frame b, which begins with a virtio_net_hdr, is in a capture; nil if
+// nothing more is recorded. The caller releases it before b changes.
 func (c *Capture) prepare(b []byte) *packets {
 	if len(b) < frame.VnetLen || c.full.Load() || c.broken.Load() {
 		return nil

@@ -169,8 +169,8 @@ func TestCaptureTellsTheTime(t *testing.T) {
 	})
 }
 
-// TestCaptureGoesWithTheClock: packets bear the time of day, to be found beside other logs; where the clock is set
-// back they do too, and stay in the order in which they came.
+// TestCaptureGoesWithTheClock: packets bear the time of day, to be found beside other logs; where
+// the clock is set back they do too, and stay in the order in which they came.
 func TestCaptureGoesWithTheClock(t *testing.T) {
 	var file bytes.Buffer
 	c := NewCapture(&file, 0, func(err error) { t.Error(err) })
@@ -198,8 +198,8 @@ func TestCaptureGoesWithTheClock(t *testing.T) {
 	}
 }
 
-// TestCaptureIntoAPipeIsWhole: a program that reads the capture while it is made, in its own time and in pieces,
-// gets all of it, though the pipe takes a part of each write only.
+// TestCaptureIntoAPipeIsWhole: a program that reads the capture while it is made, in its own time
+// and in pieces, gets all of it, though the pipe takes a part of each write only.
 func TestCaptureIntoAPipeIsWhole(t *testing.T) {
 	r, w, err := os.Pipe()
 	if err != nil {
@@ -334,8 +334,8 @@ func TestBrokenFileEndsTheCapture(t *testing.T) {
 	}
 }
 
-// TestShortSegmentsStayInOnePacket: a row that would become mostly headers is one packet, with a good checksum, and
-// costs about what a frame costs.
+// TestShortSegmentsStayInOnePacket: a row that would become mostly headers is one packet, with a
+// good checksum, and costs about what a frame costs.
 func TestShortSegmentsStayInOnePacket(t *testing.T) {
 	fields := &frame.TCPFields{SrcPort: 80, DstPort: 4000, Seq: 1000, Ack: 7, Flags: frame.ACK | frame.PSH, Window: 9}
 	for _, tt := range []struct {
@@ -369,7 +369,8 @@ func TestShortSegmentsStayInOnePacket(t *testing.T) {
 	}
 }
 
-// TestCaptureEndsAtItsSize: the last packet that fits is the last one; what the link carries stays as it is.
+// TestCaptureEndsAtItsSize: the last packet that fits is the last one; what the link carries stays
+// as it is.
 func TestCaptureEndsAtItsSize(t *testing.T) {
 	size := recordLen + len(numbered(0)) - frame.VnetLen
 	for _, tt := range []struct {
@@ -446,7 +447,8 @@ func TestSlowFileLetsOthersPass(t *testing.T) {
 	})
 }
 
-// BenchmarkCapture is what frames cost that are captured: a usual row, and what a hostile guest may send.
+// BenchmarkCapture is what frames cost that are captured: a usual row, and what a hostile guest may
+// send.
 func BenchmarkCapture(b *testing.B) {
 	fields := &frame.TCPFields{SrcPort: 80, DstPort: 4000, Seq: 1000, Ack: 7, Flags: frame.ACK, Window: 9}
 	for _, size := range []int{1, 8, 524, 1460, 0} {

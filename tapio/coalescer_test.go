@@ -5,7 +5,8 @@ import (
 	"time"
 )
 
-// TestPace: frames of a bulk transfer gather, for as long as half of what a socket holds takes to come.
+// TestPace: frames of a bulk transfer gather, for as long as half of what a socket holds takes to
+// come.
 func TestPace(t *testing.T) {
 	const us = time.Microsecond
 	for _, tt := range []struct {

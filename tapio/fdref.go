@@ -8,9 +8,9 @@ import (
 // closed is added to a lifetime's calls by its end.
 const closed = math.MinInt32
 
-// lifetime keeps a descriptor open while calls that use it are under way: it counts them, and whoever
-// brings the count down after the end closes the descriptor. It is the only thing that writers
-// share, where os.File would have them wait for each other.
+// fdRef keeps a descriptor open while calls that use it are under way: it counts them, and
+// whoever brings the count down after the end closes the descriptor. It is the only thing that
+// writers share, where os.File would have them wait for each other.
 type fdRef struct{ calls atomic.Int32 }
 
 // enter begins a call, which leave ends. It reports false after end: then there is no call. leave

@@ -18,8 +18,8 @@ const (
 	headerSlot = (maxHeader + 7) &^ 7
 )
 
-// scatter lays out what one Write sends for a stream: for each frame its length and headers, made
-// here, and its payload, which stays where it is.
+// frameWriter lays out what one Write sends for a stream: for each frame its length and headers,
+// made here, and its payload, which stays where it is.
 type frameWriter struct {
 	seg    segmenter
 	frames int

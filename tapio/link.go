@@ -1,7 +1,7 @@
 // Package tapio carries frames between the translator and the guest: over a tap device (Tap), or in
 // memory for tests (Pipe). Every frame begins with a virtio_net_hdr of frame.VnetLen bytes, and one
-// frame may be a row of segments of up to 64 KiB; what a link cannot carry that way is segmented and
-// its checksums are completed here, so that nobody above needs to know.
+// frame may be a row of segments of up to 64 KiB; what a link cannot carry that way is segmented
+// and its checksums are completed here, so that nobody above needs to know.
 //
 // The package does not look at what the frames say, beyond what segmentation needs; formats are in
 // package frame.

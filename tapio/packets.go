@@ -10,9 +10,9 @@ import (
 )
 
 // Packets is a link over a connected UNIX SOCK_SEQPACKET socket, each packet a frame: the transport
-// that User Mode Linux has for BESS. The other side knows no offloads, and a frame that its queue has no
-// room for is lost, as with a tap. It is a one-off: Read returns ErrClientGone when the other side has
-// closed.
+// that User Mode Linux has for BESS. The other side knows no offloads, and a frame that its queue
+// has no room for is lost, as with a tap. It is a one-off: Read returns ErrClientGone when the
+// other side has closed.
 type Packets struct{ queue }
 
 // NewPackets returns the link to the one at the other end of fd, which it takes over.

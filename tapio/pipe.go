@@ -64,9 +64,9 @@ type buffer struct {
 	b [frame.MaxFrame]byte
 }
 
-// Pipe returns the two ends of a link in memory: what is written to one is read from the other. It is
-// the twin of Tap for tests, with its contract: when one end is closed the other one reads what is
-// still queued, and then gets ErrGone.
+// Pipe returns the two ends of a link in memory: what is written to one is read from the other. It
+// is the twin of Tap for tests, with its contract: when one end is closed the other one reads what
+// is still queued, and then gets ErrGone.
 func Pipe(o PipeOptions) (a, b *End) {
 	if o.Queue <= 0 {
 		o.Queue = 1024

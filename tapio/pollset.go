@@ -8,10 +8,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// gate waits for some of a descriptor's events. Go's poller asks for all there are, and a UNIX socket
-// reports room for each message that the other side has taken: threads would be woken as often as that.
-// So an epoll set stands between the two, which lets pass what is asked for: the poller waits until the
-// set can be read (epoll(7)). Nothing is ever taken out of the set.
+// pollSet waits for some of a descriptor's events. Go's poller asks for all there are, and a UNIX
+// socket reports room for each message that the other side has taken: threads would be woken as
+// often as that. So an epoll set stands between the two, which lets pass what is asked for: the
+// poller waits until the set can be read (epoll(7)). Nothing is ever taken out of the set.
 type pollSet struct {
 	set  *os.File
 	raw  syscall.RawConn

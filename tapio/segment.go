@@ -6,7 +6,8 @@ import (
 	"fusilli/tapio/frame"
 )
 
-// maxHeader is room for the headers of the longest kind that split writes: IPv6 and TCP with options.
+// maxHeader is room for the headers of the longest kind that split writes: IPv6 and TCP with
+// options.
 const maxHeader = frame.L3Off + frame.IPv6Len + 60
 
 // segmenter turns one frame into those a link without some of the features can carry: a row of TCP

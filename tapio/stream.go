@@ -18,7 +18,8 @@ import (
 // much of it as net.core.wmem_max and rmem_max permit.
 const socketBuffer = 1 << 30
 
-// acceptPause is the time between attempts to accept a client for which there is no descriptor or memory.
+// acceptPause is the time between attempts to accept a client for which there is no descriptor or
+// memory.
 const acceptPause = 100 * time.Millisecond
 
 // ErrClientGone is what Read returns when the client has gone and the link was made for one only.
@@ -35,16 +36,16 @@ type StreamOptions struct {
 	OneOff bool
 }
 
-// Stream is a link over a UNIX stream socket, the one hypervisors have: each frame is preceded by its
-// length in 32 bits, big-endian. The other side knows no offloads, so rows are segmented and checksums
-// completed here.
+// Stream is a link over a UNIX stream socket, the one hypervisors have: each frame is preceded by
+// its length in 32 bits, big-endian. The other side knows no offloads, so rows are segmented and
+// checksums completed here.
 //
 // A Stream outlives its clients. There is one at a time; others that come meanwhile are sent away.
-// While there is none, frames written are dropped, and nothing else happens: a virtual machine that is
-// started again, or whose hypervisor is, goes on where it was.
+// While there is none, frames written are dropped, and nothing else happens: a virtual machine that
+// is started again, or whose hypervisor is, goes on where it was.
 //
-// Besides the caller's reader and writers there are a goroutine that accepts clients, from the first
-// read on, and one for each client that sends what its socket did not take at once.
+// Besides the caller's reader and writers there are a goroutine that accepts clients, from the
+// first read on, and one for each client that sends what its socket did not take at once.
 type Stream struct {
 	log      *zap.Logger
 	opt      StreamOptions
@@ -76,7 +77,8 @@ type Stream struct {
 	msg      unix.Msghdr
 }
 
-// ListenStream returns the link to whoever connects to the listening socket fd, which it takes over.
+// ListenStream returns the link to whoever connects to the listening socket fd, which it takes
+// over.
 func ListenStream(fd int, o StreamOptions) (*Stream, error) {
 	s := newStream(o)
 	if err := unix.SetNonblock(fd, true); err != nil {
@@ -88,8 +90,8 @@ func ListenStream(fd int, o StreamOptions) (*Stream, error) {
 	return s, nil
 }
 
-// NewStream returns the link to the one who is at the other end of the connected socket fd, which it
-// takes over. It is a one-off.
+// NewStream returns the link to the one who is at the other end of the connected socket fd, which
+// it takes over. It is a one-off.
 func NewStream(fd int, o StreamOptions) (*Stream, error) {
 	o.OneOff = true
 	s := newStream(o)
@@ -113,13 +115,13 @@ func newStream(o StreamOptions) *Stream {
 	return s
 }
 
-// OnRoom has f called when the link takes frames again after it has dropped some for want of room, or
-// of a client. It is to be called before the first write; f may be called by anyone at any time and
-// must not block.
+// OnRoom has f called when the link takes frames again after it has dropped some for want of room,
+// or of a client. It is to be called before the first write; f may be called by anyone at any time
+// and must not block.
 func (s *Stream) OnRoom(f func()) { s.room = f }
 
-// OnConnect has f called when a client was accepted and can be written to. It is to be called before
-// the first read; f must not block.
+// OnConnect has f called when a client was accepted and can be written to. It is to be called
+// before the first read; f must not block.
 func (s *Stream) OnConnect(f func()) { s.connect = f }
 
 // Full reports whether a long frame would be dropped now.
@@ -350,8 +352,8 @@ func (s *Stream) cut(b []byte) (int, error) {
 }
 
 // recv receives more from the client. It returns the length of a frame that has come to b, with the
-// virtio_net_hdr; 0 if what came is for cut; -1 at the end. Like sendmsg it takes so short that the scheduler
-// need not know.
+// virtio_net_hdr; 0 if what came is for cut; -1 at the end. Like sendmsg it takes so short that the
+// scheduler need not know.
 func (s *Stream) recv(b []byte) (int, unix.Errno) {
 	var place, behind []byte
 	have := 0

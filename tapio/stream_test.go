@@ -280,8 +280,8 @@ func TestStreamSecondClient(t *testing.T) {
 	read(t, l, pattern(60))
 }
 
-// TestStreamReset: a client that goes without having read all is one whose connection was reset. The next
-// one is served all the same.
+// TestStreamReset: a client that goes without having read all is one whose connection was reset.
+// The next one is served all the same.
 func TestStreamReset(t *testing.T) {
 	l := newListening(t, StreamOptions{})
 	c := l.dial(t)
@@ -297,7 +297,8 @@ func TestStreamReset(t *testing.T) {
 	l.logged(t, "Client connection closed", 1)
 }
 
-// TestStreamWithoutDescriptors: a client that comes when there is no descriptor for it waits for one.
+// TestStreamWithoutDescriptors: a client that comes when there is no descriptor for it waits for
+// one.
 func TestStreamWithoutDescriptors(t *testing.T) {
 	l := newListening(t, StreamOptions{})
 	c, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
@@ -434,8 +435,9 @@ func TestStreamWithoutClient(t *testing.T) {
 	}
 }
 
-// TestStreamSlowReader: a client that does not read costs nothing but frames of its own, and when it
-// reads again it gets whole frames in the order in which they were taken, and senders hear of it.
+// TestStreamSlowReader: a client that does not read costs nothing but frames of its own, and when
+// it reads again it gets whole frames in the order in which they were taken, and senders hear of
+// it.
 func TestStreamSlowReader(t *testing.T) {
 	l := newListening(t, StreamOptions{})
 	c := l.dial(t)
@@ -479,8 +481,8 @@ func TestStreamSlowReader(t *testing.T) {
 	}
 }
 
-// TestStreamManyWriters: frames of writers side by side are all there, unmixed, in each one's order,
-// though the socket is full all the time.
+// TestStreamManyWriters: frames of writers side by side are all there, unmixed, in each one's
+// order, though the socket is full all the time.
 func TestStreamManyWriters(t *testing.T) {
 	l := newListening(t, StreamOptions{})
 	c := l.dial(t)

@@ -39,7 +39,8 @@ func TestTakeTap(t *testing.T) {
 					return err
 				}
 				b := make([]byte, frame.MaxFrame)
-				if n, err := tap.Read(b); err != nil || n < frame.L3Off { // the kernel announces itself
+				// the kernel announces itself
+				if n, err := tap.Read(b); err != nil || n < frame.L3Off {
 					t.Errorf("Read = %d, %v", n, err)
 				}
 				if err := tap.Write(numbered(1)); err != nil && !errors.Is(err, ErrDropped) {

@@ -39,9 +39,9 @@ type Tap struct {
 }
 
 // OpenTap makes the tap name, or attaches to it if it exists, in the network namespace of the
-// calling thread; an empty name leaves the choice to the kernel. The namespace keeps it until Close;
-// afterwards the calling thread's namespace does not matter any more. It needs CAP_NET_ADMIN in
-// the namespace's user namespace.
+// calling thread; an empty name leaves the choice to the kernel. The namespace keeps it until
+// Close; afterwards the calling thread's namespace does not matter any more. It needs CAP_NET_ADMIN
+// in the namespace's user namespace.
 //
 // Offloads are asked for from all to none until the kernel agrees; Features says what came of it.
 func OpenTap(name string, o TapOptions) (*Tap, error) {
@@ -89,8 +89,8 @@ func openTap(name string, o TapOptions) (*Tap, error) {
 	return t, nil
 }
 
-// TakeTap takes over fd, a tap device that somebody else has opened and configured. What its flags say
-// about the virtio_net_hdr stays as it is; o.Queues does not count.
+// TakeTap takes over fd, a tap device that somebody else has opened and configured. What its flags
+// say about the virtio_net_hdr stays as it is; o.Queues does not count.
 func TakeTap(fd int, o TapOptions) (*Tap, error) {
 	t := new(Tap)
 	if err := t.queue.take(fd, o); err != nil {
@@ -151,8 +151,8 @@ func (t *Tap) Close() error {
 	return err
 }
 
-// Leave has Close leave the interface behind, for its namespace to remove, which is about to end. To
-// remove it is to wait for all who might still look at it, some 15 ms.
+// Leave has Close leave the interface behind, for its namespace to remove, which is about to end.
+// To remove it is to wait for all who might still look at it, some 15 ms.
 func (t *Tap) Leave() error {
 	if !t.queue.enter() {
 		return os.ErrClosed
@@ -185,7 +185,8 @@ type queue struct {
 	failure atomic.Pointer[writeFailure] // of the write that has found the device unusable
 }
 
-// writeFailure is the error of a write. The reader is told, since writers are not the ones to end a link.
+// writeFailure is the error of a write. The reader is told, since writers are not the ones to end a
+// link.
 type writeFailure struct{ err error }
 
 func (q *queue) open(name string, flags uint16, without Features) error {
@@ -384,8 +385,8 @@ func (q *queue) Read(b []byte) (int, error) {
 	q.errno = 0
 	err := q.raw.Read(q.step)
 	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
-		// Go's poller waits for nothing that has failed, like a device that was removed. A read says what
-		// it was.
+		// Go's poller waits for nothing that has failed, like a device that was removed. A read
+		// says what it was.
 		q.step(q.fd)
 	}
 	q.buf = nil

@@ -6,9 +6,9 @@
 // There are no leases and hence no state: a Server is made once from what the guest is to be told,
 // and a reply is computed from the request alone. A DISCOVER is answered with an OFFER, or at once
 // with an ACK if the client takes that (rapid commit, RFC 4039), a REQUEST and a request of BOOTP
-// (RFC 951, no message type) with an ACK. Nobody is refused: a guest that asks for an address it had
-// elsewhere is told the right one, and a NAK would only send it round once more. What only gives an
-// address back, or asks for parameters alone, gets no reply.
+// (RFC 951, no message type) with an ACK. Nobody is refused: a guest that asks for an address it
+// had elsewhere is told the right one, and a NAK would only send it round once more. What only
+// gives an address back, or asks for parameters alone, gets no reply.
 //
 // # Options
 //

@@ -18,16 +18,16 @@ const (
 	sideNamespace = "SPLICE" // socket to socket
 )
 
-// Announcer logs the flows that begin and end, at debug level, in a form that people know, and numbers
-// them. It costs nothing at other levels, and a nil one is silent. Its methods may be called side by
-// side.
+// Announcer logs the flows that begin and end, at debug level, in a form that people know, and
+// numbers them. It costs nothing at other levels, and a nil one is silent. Its methods may be
+// called side by side.
 type Announcer struct {
 	log    *zap.Logger
 	number atomic.Uint64
 }
 
-// Announced is a flow whose beginning was logged; nil is one of those that are not. It belongs to the
-// flow.
+// Announced is a flow whose beginning was logged; nil is one of those that are not. It belongs to
+// the flow.
 type Announced struct {
 	log  *zap.Logger
 	name string
@@ -65,8 +65,8 @@ func (a *Announcer) FromHost(k *Key, peer, local netip.AddrPort) *Announced {
 	return a.tell(typeOf(k), ends(sideHost, peer, local), ends(sideTap, remote, guest))
 }
 
-// Spliced tells of a flow from socket to socket that peer has begun with our address local, and that
-// goes to dst: into the namespace, or out of it. proto is frame.ProtoTCP or frame.ProtoUDP.
+// Spliced tells of a flow from socket to socket that peer has begun with our address local, and
+// that goes to dst: into the namespace, or out of it. proto is frame.ProtoTCP or frame.ProtoUDP.
 func (a *Announcer) Spliced(proto uint16, inwards bool, peer, local, dst netip.AddrPort) *Announced {
 	if !a.On() {
 		return nil

@@ -41,11 +41,12 @@ func (b *Counter) count() bool {
 	return (then == 0 || now-then >= int64(boundPeriod)) && b.told.CompareAndSwap(then, now)
 }
 
-// ErrNotWatched says that the kernel had no memory to watch one more socket (epoll_ctl(2), ENOMEM or ENOSPC).
+// ErrNotWatched says that the kernel had no memory to watch one more socket (epoll_ctl(2), ENOMEM
+// or ENOSPC).
 var ErrNotWatched = errors.New("socket cannot be waited for")
 
-// Watched returns ErrNotWatched if Go's poller does not watch file, which is non-blocking: os.NewFile does not
-// say so, and who waits for it would not sleep.
+// Watched returns ErrNotWatched if Go's poller does not watch file, which is non-blocking:
+// os.NewFile does not say so, and who waits for it would not sleep.
 func Watched(file *os.File) error {
 	if file.SetReadDeadline(time.Time{}) != nil {
 		return ErrNotWatched
@@ -53,15 +54,15 @@ func Watched(file *os.File) error {
 	return nil
 }
 
-// Exhausted reports whether err, of a call that makes a socket, says that there are no descriptors or no
-// memory for one: nothing that is wrong with what was asked for.
+// Exhausted reports whether err, of a call that makes a socket, says that there are no descriptors
+// or no memory for one: nothing that is wrong with what was asked for.
 func Exhausted(err error) bool {
 	return errors.Is(err, ErrNotWatched) || errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOMEM) || errors.Is(err, unix.ENOBUFS)
 }
 
-// NoSocket notes that the flow of p has none because of err, if that is for want of descriptors or memory: then
-// the flow that has waited longest for an answer gives way, so that the next one finds room. It reports
-// whether there was one.
+// NoSocket notes that the flow of p has none because of err, if that is for want of descriptors or
+// memory: then the flow that has waited longest for an answer gives way, so that the next one finds
+// room. It reports whether there was one.
 func (e *Env) NoSocket(p *Port, message string, err error) bool {
 	if !Exhausted(err) {
 		return false

@@ -9,15 +9,16 @@ import (
 const (
 	// bulk is the number of bytes after which a flow is one that has work for long.
 	bulk = 1 << 20
-	// busyRate is the rate at which such flows together count as busy, in bytes a second: with less they find
-	// the time for it beside everything else. It is measured over busyStep at least, and holds for busyFor.
+	// busyRate is the rate at which such flows together count as busy, in bytes a second: with less
+	// they find the time for it beside everything else. It is measured over busyStep at least, and
+	// holds for busyFor.
 	busyRate = 4 << 20
 	busyStep = Time(10 * time.Millisecond)
 	busyFor  = Time(200 * time.Millisecond)
 )
 
-// BulkLoad knows whether flows that last have work to do, for whom the time should be that others would take. Short
-// flows, one after the other, are no such load, however many they are.
+// BulkLoad knows whether flows that last have work to do, for whom the time should be that others
+// would take. Short flows, one after the other, are no such load, however many they are.
 //
 // Any goroutine may use it; the zero value is idle.
 type BulkLoad struct {
@@ -48,17 +49,17 @@ func (e *Env) Message(p *Port, side Side, n int) {
 }
 
 const (
-	// allowed is the most that is saved up of an allowance, and portion what is waited for when it is used up:
-	// to wake up costs as much as to begin a flow.
+	// allowed is the most that is saved up of an allowance, and portion what is waited for when it
+	// is used up: to wake up costs as much as to begin a flow.
 	allowed = Time(2 * time.Millisecond)
 	portion = Time(250 * time.Microsecond)
-	// dearest is the most that one piece of work counts for. It is measured by the clock, and may have waited
-	// for others.
+	// dearest is the most that one piece of work counts for. It is measured by the clock, and may
+	// have waited for others.
 	dearest = Time(200 * time.Microsecond)
 )
 
-// Budget is the time of a CPU for work of a kind that may come without end, while a Load is busy: one
-// part of Part. While it is not, or Load is nil, there is no limit.
+// Budget is the time of a CPU for work of a kind that may come without end, while a Load is busy:
+// one part of Part. While it is not, or Load is nil, there is no limit.
 //
 // Any goroutine may use it.
 type Budget struct {

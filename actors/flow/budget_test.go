@@ -7,8 +7,8 @@ import (
 
 const ms = Time(time.Millisecond)
 
-// move has a flow that lasts move data at a rate, in bytes a millisecond, from one time to another, and asks each
-// millisecond.
+// move has a flow that lasts move data at a rate, in bytes a millisecond, from one time to another,
+// and asks each millisecond.
 func move(l *BulkLoad, p *Port, from, to Time, rate int) (busy bool) {
 	e := &Env{}
 	for now := from; now < to; now += ms {
@@ -96,8 +96,8 @@ func TestAllowance(t *testing.T) {
 	}
 }
 
-// TestAllowanceOfWorkThatWasHeldUp: a piece that was begun, and had to wait for a CPU, does not use up what
-// others have for long.
+// TestAllowanceOfWorkThatWasHeldUp: a piece that was begun, and had to wait for a CPU, does not use
+// up what others have for long.
 func TestAllowanceOfWorkThatWasHeldUp(t *testing.T) {
 	var l BulkLoad
 	move(&l, NewPort(Key{}), ms, 100*ms, 100e3)

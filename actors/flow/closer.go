@@ -9,17 +9,19 @@ import (
 )
 
 const (
-	// closeBatch is how many files of closed sockets are kept to be closed together, closeDelay how long.
+	// closeBatch is how many files of closed sockets are kept to be closed together, closeDelay how
+	// long.
 	closeBatch = 64
 	closeDelay = 100 * time.Millisecond
 	// closeScarce is how long files are not kept once descriptors were short.
 	closeScarce = Time(time.Second)
 )
 
-// Closer closes the sockets of flows. A socket is closed at once, but by a call that Go's scheduler does not
-// hear of: dup3(2) of another descriptor over it. The os.File that was around it is closed with others later.
-// The runtime takes each such closing for a call that may block, and wakes a thread for it that looks every
-// 20 µs what has become of it: a quarter of the CPU time of short connections.
+// Closer closes the sockets of flows. A socket is closed at once, but by a call that Go's scheduler
+// does not hear of: dup3(2) of another descriptor over it. The os.File that was around it is closed
+// with others later. The runtime takes each such closing for a call that may block, and wakes a
+// thread for it that looks every 20 µs what has become of it: a quarter of the CPU time of short
+// connections.
 //
 // Its methods may be called by anyone; a nil Closer closes everything at once.
 type Closer struct {
@@ -30,7 +32,8 @@ type Closer struct {
 	scarce Time // until then nothing is kept
 }
 
-// NewCloser returns a Closer that takes one descriptor, until End, and up to closeBatch more while flows end.
+// NewCloser returns a Closer that takes one descriptor, until End, and up to closeBatch more while
+// flows end.
 func NewCloser() *Closer {
 	c := &Closer{files: make([]*os.File, 0, closeBatch)}
 	var err error

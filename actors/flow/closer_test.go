@@ -24,7 +24,8 @@ func closable(t *testing.T, c *Closer) (*Port, int) {
 	return p, fds[1]
 }
 
-// expectEnd waits until the other end of fd is closed: somebody who has just asked about its readiness may still hold it.
+// expectEnd waits until the other end of fd is closed: somebody who has just asked about its
+// readiness may still hold it.
 func expectEnd(t *testing.T, fd int) {
 	t.Helper()
 	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
@@ -44,7 +45,8 @@ func kept(c *Closer) int {
 	return len(c.files)
 }
 
-// TestCloser: whoever is at the other end of a socket learns of its end at once, and its descriptor is free soon.
+// TestCloser: whoever is at the other end of a socket learns of its end at once, and its descriptor
+// is free soon.
 func TestCloser(t *testing.T) {
 	c := NewCloser()
 	defer c.End()

@@ -32,6 +32,6 @@
 // card drops what its ring cannot hold. The pool hands out at most its configured number of slabs;
 // when none is left the reader drops frames until actors have caught up.
 //
-// Limit bounds flows and their descriptors, Roster those that are not answered: 8192 half-open TCP
+// Limit bounds flows and their descriptors, Evictor those that are not answered: 8192 half-open TCP
 // connections and 4096 flows of UDP each way, 1024 echo flows, but a quarter of the limit at most.
 package flow

@@ -39,12 +39,12 @@ type Env struct {
 	// whether it knows it at all; nil: all are known as they are. It may be called by anyone.
 	Present func(netip.Addr) (netip.Addr, bool)
 
-	// MACOf returns the Ethernet address that frames from an address come from, as the guest knows it;
-	// nil: all come from OurMAC. It may be called by anyone.
+	// MACOf returns the Ethernet address that frames from an address come from, as the guest knows
+	// it; nil: all come from OurMAC. It may be called by anyone.
 	MACOf func(*frame.Addr) frame.MAC
 
-	// Evict has one flow end that is easily missed, and reports whether there was one; nil: none is.
-	// It may be called by anyone.
+	// Evict has one flow end that is easily missed, and reports whether there was one; nil: none
+	// is. It may be called by anyone.
 	EvictOne func() bool
 
 	// SYNRetries is how often the SYN of a connection that the host asks for is repeated, and
@@ -55,8 +55,8 @@ type Env struct {
 
 	UDPTimeout, UDPStreamTimeout time.Duration // idle time after which a UDP flow ends
 
-	// Held is for what TCP flows hold of the guest's data: what their sockets did not take, and what came
-	// before its turn.
+	// Held is for what TCP flows hold of the guest's data: what their sockets did not take, and
+	// what came before its turn.
 	Held MemoryBudget
 
 	// Ended are the TCP connections that have ended well of late.
@@ -90,20 +90,25 @@ type Env struct {
 
 // Counters count what an operator may want to know. Each is only ever added to.
 type Counters struct {
-	Dropped      [frame.NumReasons]atomic.Uint64 // frames from the guest that were refused, by reason
-	MailboxFull  atomic.Uint64                   // runs lost since an actor had not caught up
-	SlabsOut     Counter                         // frames lost since no slab was free
-	TableFull    Counter                         // flows refused
-	Evicted      Counter                         // flows that have ended to make room for others
-	EvictedIdle  Counter                         // those among them that were in use before
-	NotAdmitted  Counter                         // frames lost that would have opened flows, since too many came at a time
-	NoSocket     Counter                         // flows refused for want of descriptors or memory
-	HeldFull     Counter                         // windows that stayed small since all flows together held too much
-	EarlyFull    Counter                         // TCP segments dropped since all flows together kept too much
-	HeldRefused  Counter                         // bytes in order that neither the socket nor the budget had room for: runs of them
-	Unasked      Counter                         // TCP segments with data beyond the window
-	LinkDropped  atomic.Uint64                   // frames to the guest that the link did not take
-	TCP, UDP     atomic.Uint64                   // flows made
+	// frames from the guest that were refused, by reason
+	Dropped     [frame.NumReasons]atomic.Uint64
+	MailboxFull atomic.Uint64 // runs lost since an actor had not caught up
+	SlabsOut    Counter       // frames lost since no slab was free
+	TableFull   Counter       // flows refused
+	Evicted     Counter       // flows that have ended to make room for others
+	EvictedIdle Counter       // those among them that were in use before
+	// frames lost that would have opened flows, since too many came at a time
+	NotAdmitted Counter
+	NoSocket    Counter // flows refused for want of descriptors or memory
+	// windows that stayed small since all flows together held too much
+	HeldFull Counter
+	// TCP segments dropped since all flows together kept too much
+	EarlyFull Counter
+	// bytes in order that neither the socket nor the budget had room for: runs of them
+	HeldRefused  Counter
+	Unasked      Counter       // TCP segments with data beyond the window
+	LinkDropped  atomic.Uint64 // frames to the guest that the link did not take
+	TCP, UDP     atomic.Uint64 // flows made
 	ICMP         atomic.Uint64
 	Panics       atomic.Uint64 // flows that ended by a panic
 	NoFlow       atomic.Uint64 // TCP segments without a flow
@@ -112,11 +117,13 @@ type Counters struct {
 	BadDHCP      atomic.Uint64 // malformed DHCP messages
 	BadDHCPv6    atomic.Uint64 // malformed DHCPv6 messages
 
-	Filtered atomic.Uint64 // datagrams of UDP from peers the guest has not spoken to, on sockets that many share
+	// datagrams of UDP from peers the guest has not spoken to, on sockets that many share
+	Filtered atomic.Uint64
 
-	Fragments        [frag.NumOutcomes]atomic.Uint64 // fragments from the guest, by what has become of them
-	FragmentsExpired atomic.Uint64                   // datagrams that were not complete in time
-	FragmentsEvicted Counter                         // those that gave way to others
+	// fragments from the guest, by what has become of them
+	Fragments        [frag.NumOutcomes]atomic.Uint64
+	FragmentsExpired atomic.Uint64 // datagrams that were not complete in time
+	FragmentsEvicted Counter       // those that gave way to others
 }
 
 // GuestMAC returns the guest's MAC address.
@@ -125,8 +132,8 @@ func (e *Env) GuestMAC() frame.MAC {
 	return frame.MAC{byte(v >> 40), byte(v >> 32), byte(v >> 24), byte(v >> 16), byte(v >> 8), byte(v)}
 }
 
-// SourceMAC returns the Ethernet address that frames from a come from. A flow asks when it has its first
-// frame to send, by when the host's kernel has found out, and keeps to that.
+// SourceMAC returns the Ethernet address that frames from a come from. A flow asks when it has its
+// first frame to send, by when the host's kernel has found out, and keeps to that.
 func (e *Env) SourceMAC(a *frame.Addr) frame.MAC {
 	if e.MACOf == nil {
 		return e.OurMAC
@@ -144,9 +151,9 @@ func (e *Env) SetGuestMAC(m frame.MAC) bool {
 	return true
 }
 
-// Station is the Ethernet address that the frames of one flow go to: the guest's, or that of the station behind a
-// bridge of the guest's that its frames come from, or of a guest with a new one that was not verified yet. The zero
-// value is the guest's. It belongs to the flow's actor.
+// Station is the Ethernet address that the frames of one flow go to: the guest's, or that of the
+// station behind a bridge of the guest's that its frames come from, or of a guest with a new one
+// that was not verified yet. The zero value is the guest's. It belongs to the flow's actor.
 type Station struct{ mac frame.MAC }
 
 // See notes that the frame b has come from s.

@@ -6,12 +6,13 @@ import (
 	"fusilli/tapio/frame"
 )
 
-// Flows of one kind that were not answered yet, or only once: at most so many, and at most a quarter of
-// all flows. Sockets that wait for an answer cost as much as others, and what asks without end, a scan
-// or a flood, is all there is of most of them.
+// Flows of one kind that were not answered yet, or only once: at most so many, and at most a
+// quarter of all flows. Sockets that wait for an answer cost as much as others, and what asks
+// without end, a scan or a flood, is all there is of most of them.
 const (
-	maxHalfOpen   = 8192 // TCP connections that are not established
-	maxUnanswered = 4096 // UDP flows; the kernel looks through all with one port when one more is bound to it
+	maxHalfOpen = 8192 // TCP connections that are not established
+	// UDP flows; the kernel looks through all with one port when one more is bound to it
+	maxUnanswered = 4096
 	maxEchoes     = 1024
 )
 
@@ -25,10 +26,10 @@ const (
 	numKinds
 )
 
-// Evictor knows the flows there are by their kinds, and which of them are easily missed: first those that
-// were asked once and have answered, then those that nobody has answered. When there are too many of a
-// kind, the oldest of them gives way to the next one, so that a flood wears itself out and others still
-// find room. A flow that is settled does not, unless it is one of UDP that is idle, and nobody else is left.
+// Evictor counts flows per protocol and direction, and picks one to evict when a limit is reached:
+// flows that were answered once first, then unanswered ones, oldest first. So a flood evicts its
+// own flows, and others still find room. An assured flow is evicted only if it is one of UDP that
+// is idle, and no other is left.
 //
 // Any goroutine may use it.
 type Evictor struct {
@@ -43,10 +44,10 @@ type kind struct {
 	n                  int
 	max                int // in both queues
 	unreplied, replied queue
-	idle               queue // settled flows of UDP, see Roster.LongestIdle
+	idle               queue // settled flows of UDP, see Evictor.LongestIdle
 }
 
-// NewEvictor returns an empty roster of flows that count against limit.
+// NewEvictor returns an evictor for flows that count against limit.
 func NewEvictor(limit *Limit) *Evictor {
 	r := &Evictor{limit: limit, most: int(limit.max)}
 	if r.most >= 1024 {
@@ -77,8 +78,9 @@ func kindOf(p *Port, fromHost bool) uint8 {
 	return k
 }
 
-// Add adds p, which has just begun and was counted by the roster's limit, and returns the flow that is
-// to give way to it, or nil. It returns false if there are too many flows of p's kind already.
+// Add adds p, which has just begun and was counted by the evictor's limit, and returns the flow
+// that is to give way to it, or nil. It returns false if there are too many flows of p's kind
+// already.
 func (r *Evictor) Add(p *Port, fromHost bool) (victim *Port, ok bool) {
 	p.kind = kindOf(p, fromHost)
 	r.mu.Lock()
@@ -110,8 +112,8 @@ func (r *Evictor) Remove(p *Port) {
 	p.leaveQueue()
 }
 
-// AddShared counts one more flow of UDP, which shares the socket of others, and reports whether it may exist. If
-// so, RemoveShared is to be called at its end.
+// AddShared counts one more flow of UDP, which shares the socket of others, and reports whether it
+// may exist. If so, RemoveShared is to be called at its end.
 func (r *Evictor) AddShared(fromHost bool) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -144,7 +146,7 @@ func (r *Evictor) Victim() *Port {
 	return r.victim()
 }
 
-// oldest returns that of the kind that has most.
+// victim returns that of the kind that has most.
 func (r *Evictor) victim() *Port {
 	best := &r.kinds[0]
 	for i := range r.kinds {
@@ -174,11 +176,12 @@ const (
 	stageEnding
 )
 
-// SeenReply notes that the flow was answered: it is missed less than others. Only the actor calls it.
+// SeenReply notes that the flow was answered: it is missed less than others. Only the actor calls
+// it.
 func (p *Port) SeenReply() { p.reach(stageSeenReply) }
 
-// Assured notes that both sides have agreed on the flow, which gives way to no other from here on, unless it
-// is one of UDP that is idle. Only the actor calls it.
+// Assured notes that both sides have agreed on the flow, which gives way to no other from here on,
+// unless it is one of UDP that is idle. Only the actor calls it.
 func (p *Port) Assured() { p.reach(stageAssured) }
 
 func (p *Port) reach(stage uint8) {
@@ -214,8 +217,8 @@ func (p *Port) Used(t Time) { p.used.Store(int64(t)) }
 // MaxLooks is the number of flows that are looked at to find the one that was idle for longest.
 const MaxLooks = 256
 
-// LongestIdle returns the settled flow of UDP that was idle for longest, of those it looks at, and since when; nil
-// if there is none.
+// LongestIdle returns the settled flow of UDP that was idle for longest, of those it looks at, and
+// since when; nil if there is none.
 func (r *Evictor) LongestIdle() (p *Port, last Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -227,7 +230,7 @@ func (r *Evictor) LongestIdle() (p *Port, last Time) {
 	return p, last
 }
 
-// Acquire reports whether p is among those that may give way, and is not any more.
+// Take reports whether p is among those that may give way, and is not any more.
 func (r *Evictor) Take(p *Port) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -236,7 +239,8 @@ func (r *Evictor) Take(p *Port) bool {
 	return in
 }
 
-// idlest is Idlest for one queue. Those that were used since they were last looked at go to its end.
+// longestIdle is Idlest for one queue. Those that were used since they were last looked at go to
+// its end.
 func (q *queue) longestIdle() (best *Port, last Time) {
 	p := q.first
 	for range min(q.n, MaxLooks) {
@@ -261,7 +265,7 @@ func (p *Port) Evict() { p.note(noteStop | noteEvict) }
 // Evicted reports whether the actor was told to end for that reason.
 func (p *Port) Evicted() bool { return p.notes.Load()&noteEvict != 0 }
 
-// queue is flows in the order in which they were added. The roster's mutex guards it.
+// queue is flows in the order in which they were added. The evictor's mutex guards it.
 type queue struct {
 	first, last *Port
 	n           int

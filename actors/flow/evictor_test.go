@@ -62,7 +62,8 @@ func TestSettledFlowsStay(t *testing.T) {
 		p.SeenReply()
 	}
 	_, victims := flowsOf(t, r, frame.ProtoUDP, false, 300)
-	want := append(append([]*Port(nil), ports[200:]...), ports[100:200]...) // the answered ones first
+	// the answered ones first
+	want := append(append([]*Port(nil), ports[200:]...), ports[100:200]...)
 	if len(victims) != 200 {
 		t.Fatalf("%d have given way, want 200", len(victims))
 	}
@@ -202,7 +203,8 @@ func (g *reclaimerOf) LongestIdle() (Time, func()) {
 	return g.last, func() { g.ended = true }
 }
 
-// TestLongestIdleFlowOfAllGivesWay: whoever has it, if it is idle, and no other is without an answer.
+// TestLongestIdleFlowOfAllGivesWay: whoever has it, if it is idle, and no other is without an
+// answer.
 func TestLongestIdleFlowOfAllGivesWay(t *testing.T) {
 	const idle = 3 * InUse
 	for _, tt := range []struct {

@@ -6,16 +6,17 @@ import (
 	"time"
 )
 
-// InUse is how long after its last datagram a flow of UDP that is more than a question and an answer gives way
-// to none.
+// InUse is how long after its last datagram a flow of UDP that is more than a question and an
+// answer gives way to none.
 const InUse = Time(5 * time.Second)
 
-// Reclaimer has flows that count against a Limit and may give way to others. Any goroutine may call it.
+// Reclaimer has flows that count against a Limit and may give way to others. Any goroutine may call
+// it.
 type Reclaimer interface {
 	// EvictUnanswered has one end that is easily missed, and reports whether there was one.
 	EvictUnanswered() bool
-	// LongestIdle returns the last time at which anything was carried by the flow of UDP for which that is longest
-	// ago, and what has it end; nil if there is none.
+	// LongestIdle returns the last time at which anything was carried by the flow of UDP for which
+	// that is longest ago, and what has it end; nil if there is none.
 	LongestIdle() (last Time, end func())
 }
 
@@ -44,8 +45,8 @@ func (l *Limit) AddReclaimer(g Reclaimer) {
 	l.givers = append(l.givers, g)
 }
 
-// Acquire counts one more flow, with so many descriptors, and reports whether it may exist. If so, Give is
-// to be called at its end.
+// Acquire counts one more flow, with so many descriptors, and reports whether it may exist. If so,
+// Give is to be called at its end.
 func (l *Limit) Acquire(files int) bool {
 	if l.n.Add(1) <= l.max {
 		if l.open.Add(int64(files)) <= l.files {
@@ -64,8 +65,9 @@ func (l *Limit) Release(files int) {
 	l.open.Add(int64(-files))
 }
 
-// Reclaim asks for room: a flow could not be made for want of something. One that nobody has answered gives way,
-// or else that of UDP which was idle for longest, and at least for InUse. Press reports whether there was one.
+// Reclaim asks for room: a flow could not be made for want of something. One that nobody has
+// answered gives way, or else that of UDP which was idle for longest, and at least for InUse. Press
+// reports whether there was one.
 func (l *Limit) Reclaim() bool {
 	for _, g := range l.all() {
 		if g.EvictUnanswered() {

@@ -11,8 +11,8 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// patience is how long a test waits for what must happen: long enough for a machine that is busy with
-// other things, and under the race detector. Only a test that fails takes that long.
+// patience is how long a test waits for what must happen: long enough for a machine that is busy
+// with other things, and under the race detector. Only a test that fails takes that long.
 const patience = 2 * time.Minute
 
 // key returns the i-th of keys that differ in all their fields.

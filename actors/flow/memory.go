@@ -4,7 +4,8 @@ import "sync/atomic"
 
 // Shares of a ceiling, which bounds all memory that the flows of one guest can make us hold.
 const (
-	// DefaultMemory is the ceiling unless another is chosen, and LeastMemory the lowest that can be.
+	// DefaultMemory is the ceiling unless another is chosen, and LeastMemory the lowest that can
+	// be.
 	DefaultMemory = 96 << 20
 	LeastMemory   = 8 << 20
 
@@ -16,10 +17,10 @@ const (
 	shareOf = 64
 )
 
-// MemoryBudget bounds the bytes that flows hold together: data from the guest that their sockets did not take, and
-// segments that came before their turn. It works as the dynamic threshold of a switch's buffer does: what one flow
-// may be promised is a part of what is free, so that a few that are stuck do not take all, and many that are
-// get little each.
+// MemoryBudget bounds the bytes that flows hold together: data from the guest that their sockets
+// did not take, and segments that came before their turn. It works as the dynamic threshold of a
+// switch's buffer does: what one flow may be promised is a part of what is free, so that a few that
+// are stuck do not take all, and many that are get little each.
 //
 // A flow takes from it by its Credit. The zero value is a budget of a third of DefaultMemory.
 type MemoryBudget struct {
@@ -48,12 +49,12 @@ func (b *MemoryBudget) size() int64 {
 // Scarce reports whether more than half of it is taken.
 func (b *MemoryBudget) Scarce() bool { return b.used.Load() > b.size()/2 }
 
-// Share returns how much more one flow may be promised now. A quarter of the budget is never promised: it is
-// for what promises did not foresee.
+// Share returns how much more one flow may be promised now. A quarter of the budget is never
+// promised: it is for what promises did not foresee.
 func (b *MemoryBudget) Share() int { return max(b.Free()-int(b.size()/4), 0) / shareOf }
 
-// Credit is what one flow has taken of a Budget, in steps, so that flows seldom meet there. The flow's
-// actor owns it.
+// Credit is what one flow has taken of a Budget, in steps, so that flows seldom meet there. The
+// flow's actor owns it.
 type Credit struct {
 	got, used int
 }
@@ -61,8 +62,8 @@ type Credit struct {
 // Used returns the bytes in use.
 func (c *Credit) Used() int { return c.used }
 
-// Acquire takes n bytes and reports whether they were free. No flow gets more than there is left for all others
-// together.
+// Take takes n bytes and reports whether they were free. No flow gets more than there is left
+// for all others together.
 func (c *Credit) Take(b *MemoryBudget, n int) bool {
 	need := c.used + n - c.got
 	if need > 0 && !c.fetch(b, need, n) {
@@ -93,7 +94,7 @@ func (c *Credit) add(b *MemoryBudget, n int) bool {
 	return true
 }
 
-// Release gives n bytes back.
+// Give gives n bytes back.
 func (c *Credit) Give(b *MemoryBudget, n int) {
 	c.used -= n
 	if spare := c.got - c.used; c.used == 0 || spare > 2*creditStep {

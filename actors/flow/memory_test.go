@@ -8,8 +8,8 @@ import (
 	"pgregory.net/rapid"
 )
 
-// What flows take is never more than there is, what one of them has no more than what is left, and all comes
-// back.
+// What flows take is never more than there is, what one of them has no more than what is left, and
+// all comes back.
 func TestBudgetIsKept(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		var b MemoryBudget
@@ -77,7 +77,8 @@ func TestFlowsShareABudget(t *testing.T) {
 	}
 }
 
-// TestShareShrinks as more flows are stuck: the first of them do not take all, and the last ones get little.
+// TestShareShrinks as more flows are stuck: the first of them do not take all, and the last ones
+// get little.
 func TestShareShrinks(t *testing.T) {
 	var b MemoryBudget
 	b.SetMax(64 << 20)

@@ -8,10 +8,10 @@ import (
 	"fusilli/tapio/frame"
 )
 
-// Write sends the frame b, a row or one packet, to the guest. With Fragment, a packet that is longer
-// than MTU goes as fragments of it (RFC 791, RFC 8200, section 4.5), as a router would send it:
-// only its sender could have made smaller ones, and it was told that the way is wide enough. b is
-// lent for the call, and its checksum may be completed. Errors are those of tapio.Link.
+// Write sends the frame b, a row or one packet, to the guest. With Fragment, a packet that is
+// longer than MTU goes as fragments of it (RFC 791, RFC 8200, section 4.5), as a router would send
+// it: only its sender could have made smaller ones, and it was told that the way is wide enough. b
+// is lent for the call, and its checksum may be completed. Errors are those of tapio.Link.
 func (e *Env) Write(b []byte) error {
 	if !e.Fragment || len(b)-frame.L3Off <= e.MTU || b[1] != frame.GSONone {
 		return e.Link.Write(b)

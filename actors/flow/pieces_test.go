@@ -22,8 +22,8 @@ func (l *pieceLink) Write(b []byte) error {
 	return nil
 }
 
-// TestPiecesFitTheLink: a datagram longer than the MTU arrives whole at a guest whose device takes no
-// longer frames.
+// TestPiecesFitTheLink: a datagram longer than the MTU arrives whole at a guest whose device takes
+// no longer frames.
 func TestPiecesFitTheLink(t *testing.T) {
 	for _, v6 := range []bool{false, true} {
 		for _, mtu := range []int{1280, 1500, 9000} {

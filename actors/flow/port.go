@@ -33,7 +33,8 @@ var past = time.Unix(1, 0)
 
 // Port is how the world reaches a flow's actor: its mailbox, its doorbell and its host socket.
 //
-// Offer, Stop, Stopped, TooBig, Gone, Alone and Key may be called by anyone, everything else only by the actor.
+// Offer, Stop, Stopped, TooBig, Gone, Alone and Key may be called by anyone, everything else only
+// by the actor.
 type Port struct {
 	entry
 
@@ -62,8 +63,8 @@ type Port struct {
 	shared *Alias      // see Share
 	alone  atomic.Bool // see Alone
 
-	stage   uint8 // of the actor: what it has told the roster
-	kind    uint8 // see Roster, which guards what follows
+	stage   uint8 // of the actor: what it has told the evictor
+	kind    uint8 // see Evictor, which guards what follows
 	evictor *Evictor
 	queue   *queue
 	before  *Port // in queue
@@ -112,9 +113,9 @@ func (p *Port) Offer(r Run) bool {
 // Stop tells the actor to end. It may be called more than once.
 func (p *Port) Stop() { p.note(noteStop) }
 
-// TooBig tells the actor that a router behind the guest has refused the segment that begins at seq, since it
-// cannot forward packets of more than mtu bytes; 0: it does not say. Anyone may call it. Of several calls that
-// the actor has not seen yet the last one counts.
+// TooBig tells the actor that a router behind the guest has refused the segment that begins at seq,
+// since it cannot forward packets of more than mtu bytes; 0: it does not say. Anyone may call it.
+// Of several calls that the actor has not seen yet the last one counts.
 func (p *Port) TooBig(seq uint32, mtu int) {
 	p.tooBig.Store(uint64(seq)<<32 | uint64(uint32(mtu)))
 	p.note(noteTooBig)
@@ -140,9 +141,10 @@ func (p *Port) ring() {
 	}
 }
 
-// Open gives the port its host socket, a non-blocking descriptor that belongs to the port from
-// here on; one that it had before is closed. try is what Wait does whenever the socket may be readable; it returns true to end the
-// wait, false to sleep until the next readiness. ErrNotWatched says that it cannot be waited for.
+// Open gives the port its host socket, a non-blocking descriptor that belongs to the port from here
+// on; one that it had before is closed. try is what Wait does whenever the socket may be readable;
+// it returns true to end the wait, false to sleep until the next readiness. ErrNotWatched says that
+// it cannot be waited for.
 func (p *Port) Open(fd int, try func() bool) error {
 	file := os.NewFile(uintptr(fd), "socket")
 	// Who rings for the socket that was there before rings for an actor that does not sleep.
@@ -183,11 +185,12 @@ func (p *Port) Close() {
 	p.drain()
 }
 
-// HandOver has r, which the actor gives up, be what a new flow with the same key begins with when this
-// one has ended. It may be called once.
+// HandOver has r, which the actor gives up, be what a new flow with the same key begins with when
+// this one has ended. It may be called once.
 func (p *Port) HandOver(r Run) { p.handedOver = r }
 
-// HandedOver returns the run that was left, if any, when the actor has ended. The caller holds it then.
+// HandedOver returns the run that was left, if any, when the actor has ended. The caller holds it
+// then.
 func (p *Port) HandedOver() (Run, bool) {
 	r := p.handedOver
 	p.handedOver = Run{}
@@ -211,12 +214,13 @@ func (p *Port) drain() {
 	}
 }
 
-// OnLost has f called with each run that was offered, but found no actor any more. f holds the run then.
-// It is called by whoever offers or closes; OnLost is called before anybody else has the port.
+// OnLost has f called with each run that was offered, but found no actor any more. f holds the run
+// then. It is called by whoever offers or closes; OnLost is called before anybody else has the
+// port.
 func (p *Port) OnLost(f func(Run)) { p.lost = f }
 
-// OnOpened has f called once, when the actor has its socket or has ended without one. It is called by
-// the actor's goroutine; OnOpened is called before anybody else has the port.
+// OnOpened has f called once, when the actor has its socket or has ended without one. It is called
+// by the actor's goroutine; OnOpened is called before anybody else has the port.
 func (p *Port) OnOpened(f func()) { p.opened = f }
 
 // Opened says that the actor has its socket, or gets none.
@@ -292,9 +296,9 @@ func (p *Port) Spin(r *Spinner[Port]) bool {
 	return false
 }
 
-// Delay sleeps until there is mail or a note, until try (see Open) returned true, or for at most
-// limit if that is not 0. With socket false it leaves the socket alone. It may end for nothing, when the ring
-// of an earlier note comes late.
+// Wait sleeps until there is mail or a note, until try (see Open) returned true, or for at most
+// limit if that is not 0. With socket false it leaves the socket alone. It may end for nothing,
+// when the ring of an earlier note comes late.
 func (p *Port) Wait(socket bool, limit time.Duration) {
 	if p.dirty || limit > 0 {
 		var t time.Time
@@ -323,9 +327,9 @@ func (p *Port) Wait(socket bool, limit time.Duration) {
 
 func never(uintptr) bool { return false }
 
-// AwaitWrite has the actor woken, and Written report true, when check, asked whenever the write side
-// of the socket may have changed, returns true. It may be called again while a wait is under way:
-// that one stays. check runs on another goroutine and gets nothing but the descriptor.
+// AwaitWrite has the actor woken, and Written report true, when check, asked whenever the write
+// side of the socket may have changed, returns true. It may be called again while a wait is under
+// way: that one stays. check runs on another goroutine and gets nothing but the descriptor.
 func (p *Port) AwaitWrite(check func(fd uintptr) bool) {
 	if p.notes.Or(noteWatching)&noteWatching == 0 {
 		go p.watch(check)

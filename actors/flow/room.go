@@ -1,7 +1,7 @@
 package flow
 
-// AwaitRoom reports whether the link is too full for another frame of length. If so p is woken, with
-// Alarmed, when that has changed. Without a gate the link is never known to be full.
+// AwaitRoom reports whether the link is too full for another frame of length. If so p is woken,
+// with Alarmed, when that has changed. Without a gate the link is never known to be full.
 func (e *Env) AwaitRoom(p *Port) bool {
 	if e.Backpressure == nil || !e.Backpressure.Full() {
 		return false

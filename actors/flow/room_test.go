@@ -80,7 +80,8 @@ func TestAwaitRoomNobodyIsForgotten(t *testing.T) {
 							t.Error("waited in vain")
 							return
 						}
-						p.Wait(false, patience) // ends for nothing now and then, when a ring comes late
+						// ends for nothing now and then, when a ring comes late
+						p.Wait(false, patience)
 					}
 				}
 			}

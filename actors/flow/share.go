@@ -2,12 +2,12 @@ package flow
 
 import "net/netip"
 
-// Sharing is what the actor of a UDP flow needs to carry others from the same port of the guest with the
-// same socket. Any goroutine may call it.
+// Sharing is what the actor of a UDP flow needs to carry others from the same port of the guest
+// with the same socket. Any goroutine may call it.
 type Sharing interface {
 	// Claim reports whether p may have port of the host for all of its peers: nobody else is to get
-	// what strangers send there. If so, Disclaim is to be called before the socket is closed. p is told
-	// to end when somebody else needs the port.
+	// what strangers send there. If so, Disclaim is to be called before the socket is closed. p is
+	// told to end when somebody else needs the port.
 	Claim(p *Port, port uint16) bool
 	Disclaim(p *Port, port uint16)
 
@@ -18,11 +18,11 @@ type Sharing interface {
 	// HandOver ends what Join or Meet has begun.
 	Leave(m *Member)
 
-	// Elsewhere has the frames of r, which are not p's, go to flows of their own. The caller does not
-	// hold r any more.
+	// Elsewhere has the frames of r, which are not p's, go to flows of their own. The caller does
+	// not hold r any more.
 	Elsewhere(r Run)
-	// Accept begins the flow k with fd, a non-blocking socket connected to its peer, which has begun it. The
-	// caller does not hold fd any more.
+	// Accept begins the flow k with fd, a non-blocking socket connected to its peer, which has
+	// begun it. The caller does not hold fd any more.
 	Accept(fd int, k Key)
 }
 
@@ -33,8 +33,8 @@ type Member struct {
 	FromHost  bool // the peer has begun
 }
 
-// Share has a be the key by which the guest's next flow of the same port finds p. It is called before
-// anybody else has the port.
+// Share has a be the key by which the guest's next flow of the same port finds p. It is called
+// before anybody else has the port.
 func (p *Port) Share(a *Alias) { p.shared = a }
 
 // Shared returns what Share was called with, or nil.

@@ -15,9 +15,9 @@ const (
 	spinFor = Time(120 * time.Microsecond)
 	// smallMessage is the length in bytes up to which data counts as request or answer.
 	smallMessage = 4096
-	// spinAfter and spinAfterMax are the numbers of messages in turn that are needed before the next
-	// one is looked for: the former at first and as long as spinPays messages were found for each
-	// one looked for in vain; else it doubles, up to the latter.
+	// spinAfter and spinAfterMax are the numbers of messages in turn that are needed before the
+	// next one is looked for: the former at first and as long as spinPays messages were found for
+	// each one looked for in vain; else it doubles, up to the latter.
 	spinAfter, spinAfterMax = 4, 512
 	spinPays                = 4
 	// spinRow is the number of messages after which one is waited for in the ordinary way, so that
@@ -37,9 +37,9 @@ const (
 
 // Spinner notices request and response traffic: single small messages that alternate between the
 // sides, one exchange after the other. While it goes on and answers come quickly, those who wait
-// look for the next message for a short while before they sleep. Bulk transfers, several busy flows,
-// slow peers and silence all break the rhythm, and then nobody looks; nor where that does not pay, for
-// want of a CPU that nobody else needs (contest). T is what a flow is known by.
+// look for the next message for a short while before they sleep. Bulk transfers, several busy
+// flows, slow peers and silence all end it. So does a trial that shows that spinning does not pay,
+// for want of an idle CPU. T identifies a flow.
 //
 // The zero value is ready for use, and all methods may be called by anyone. It is a guess about the
 // near future: calls that cross each other may spoil it, and nothing worse.
@@ -47,7 +47,7 @@ type Spinner[T any] struct {
 	side  atomic.Uint32
 	owner atomic.Pointer[T]
 	score atomic.Uint32 // messages in turn
-	need  atomic.Uint32 // how many make a rhythm, but at least spinAfter
+	need  atomic.Uint32 // how many make it worth while, but at least spinAfter
 	hits  atomic.Uint32 // messages since one was looked for in vain
 	last  atomic.Int64  // time of the last message
 	pays  trial         // whether looking is the faster way now
@@ -108,8 +108,8 @@ func (r *Spinner[T]) Extend() {
 	}
 }
 
-// AwaitsHost reports whether p's flow waits for the host's answer to a message of the guest. Only then
-// the socket is looked at: the next message comes from the guest, and the reader, which may be
+// AwaitsHost reports whether p's flow waits for the host's answer to a message of the guest. Only
+// then the socket is looked at: the next message comes from the guest, and the reader, which may be
 // asleep, is woken for it by a thread that sleeps.
 func (r *Spinner[T]) AwaitsHost(p *T) bool {
 	return Side(r.side.Load()) == FromGuest && r.Of(p)

@@ -173,8 +173,8 @@ func TestLookupAllocatesNothing(t *testing.T) {
 	}
 }
 
-// TestAliases: a port is found by each of its keys, counts once with each alias that counts, and stays found by the
-// others when one goes.
+// TestAliases: a port is found by each of its keys, counts once with each alias that counts, and
+// stays found by the others when one goes.
 func TestAliases(t *testing.T) {
 	const max = 3
 	limit := NewFileLimit(max, max)

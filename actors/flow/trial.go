@@ -9,17 +9,19 @@ const (
 	// tryMessages is the number of messages each way is tried for, and keepMessages how many go the
 	// better way then.
 	tryMessages, keepMessages = 64, 2048
-	// longest is what a message counts at most: one that was late for reasons of its own decides nothing.
+	// longest is what a message counts at most: one that was late for reasons of its own decides
+	// nothing.
 	longest = Time(time.Millisecond)
 )
 
-// contest finds out whether looking for messages is faster than sleeping until they come. It is where
-// there is a CPU to spare; where others want it, whoever looks keeps those waiting that it waits for,
-// and gets out of their way for longer than a wake-up takes. So both ways are tried in turn, and the
-// better one is kept for a while. Looking must be a good deal better: it takes more CPU time.
+// trial finds out whether looking for messages is faster than sleeping until they come. It is
+// where there is a CPU to spare; where others want it, whoever looks keeps those waiting that it
+// waits for, and gets out of their way for longer than a wake-up takes. So both ways are tried in
+// turn, and the better one is kept for a while. Looking must be a good deal better: it takes more
+// CPU time.
 //
-// The zero value is ready for use. Any goroutine may call its methods; calls that cross each other may
-// spoil a trial.
+// The zero value is ready for use. Any goroutine may call its methods; calls that cross each other
+// may spoil a trial.
 type trial struct {
 	phase  atomic.Uint32
 	n      atomic.Uint32 // messages in this phase
@@ -57,7 +59,7 @@ func (c *trial) next(phase uint32) {
 	c.phase.Store(phase)
 }
 
-// look reports whether messages are to be looked for now.
+// poll reports whether messages are to be looked for now.
 func (c *trial) poll() bool {
 	switch c.phase.Load() {
 	case tryLooking:

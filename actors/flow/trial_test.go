@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// TestContest: the faster way wins, a near miss is no reason to spend CPU time, and who is wrong learns
-// so when the machine changes.
+// TestContest: the faster way wins, a near miss is no reason to spend CPU time, and who is wrong
+// learns so when the machine changes.
 func TestContest(t *testing.T) {
 	const us = Time(time.Microsecond)
 	for _, row := range []struct {

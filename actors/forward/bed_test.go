@@ -113,8 +113,8 @@ func (w *twin) Shared() []uint16 {
 	return slices.Clone(w.shared)
 }
 
-// ServeUDP stands for an actor of the guest's link: each peer's first datagram begins a flow, with a socket of its
-// own by which the test can answer.
+// ServeUDP stands for an actor of the guest's link: each peer's first datagram begins a flow, with
+// a socket of its own by which the test can answer.
 func (w *twin) ServeUDP(fd int, l flow.Listener) (stop func(), err error) {
 	file := os.NewFile(uintptr(fd), "listener")
 	raw, err := file.SyscallConn()

@@ -11,8 +11,8 @@ import (
 	"fusilli/tapio/frame"
 )
 
-// unreachable has the host hear that a datagram of its own from port, to a peer whose flow has ended, has
-// found nobody.
+// unreachable has the host hear that a datagram of its own from port, to a peer whose flow has
+// ended, has found nobody.
 func (p *place) unreachable(t *testing.T, addr netip.Addr, port uint16) {
 	t.Helper()
 	a := frame.AddrOf(addr)
@@ -42,10 +42,11 @@ func (p *place) unreachable(t *testing.T, addr netip.Addr, port uint16) {
 	}
 }
 
-// TestErrorOnAListenerLeavesIt: a client that has gone away, whose flow has ended, has the host's kernel
-// report an error on the listening socket: the next client is served all the same.
+// TestErrorOnAListenerLeavesIt: a client that has gone away, whose flow has ended, has the host's
+// kernel report an error on the listening socket: the next client is served all the same.
 func TestErrorOnAListenerLeavesIt(t *testing.T) {
-	p := newPlace(t, func(c *Config) { c.Policy.SpliceOnly, c.Policy.KeepLoopback, c.Tap = true, true, nil }) // else an actor reads it
+	// else an actor reads it
+	p := newPlace(t, func(c *Config) { c.Policy.SpliceOnly, c.Policy.KeepLoopback, c.Tap = true, true, nil })
 	p.add(t, "-u 80")
 	for i, addr := range []string{"127.0.0.1", "::1"} {
 		a := netip.MustParseAddr(addr)

@@ -24,14 +24,15 @@ import (
 type Tap interface {
 	// AcceptTCP takes over fd, an accepted connection.
 	AcceptTCP(fd int, k flow.Key)
-	// ServeUDP takes over fd, one more descriptor of the socket of l, and receives from that and answers by it,
-	// until l was told that this has ended: for want of anything to do, or because stop was called.
+	// ServeUDP takes over fd, one more descriptor of the socket of l, and receives from that and
+	// answers by it, until l was told that this has ended: for want of anything to do, or because
+	// stop was called.
 	ServeUDP(fd int, l flow.Listener) (stop func(), err error)
-	// Listens says that the UDP port of the host is listened on for the guest's port to from now on, or is not any
-	// more: flows of the guest's must not take what is for the listener.
+	// Listens says that the UDP port of the host is listened on for the guest's port to from now
+	// on, or is not any more: flows of the guest's must not take what is for the listener.
 	Listens(port, to uint16, on bool)
-	// Shared returns the UDP ports of the host that have a socket of flows of the guest's: bound like
-	// that of a service, but none.
+	// Shared returns the UDP ports of the host that have a socket of flows of the guest's: bound
+	// like that of a service, but none.
 	Shared() []uint16
 	// Guest returns where the guest was last seen, and Rules the addresses with a meaning.
 	Guest() rules.Guest
@@ -152,13 +153,14 @@ func (f *Forwarder) LimitText() string {
 		f.files, f.limit)
 }
 
-// from is the side on which connections of a direction are listened for, and to the one they lead to.
+// from is the side on which connections of a direction are listened for, and to the one they lead
+// to.
 func from(dir config.Direction) Side { return Side(dir) }
 func to(dir config.Direction) Side   { return 1 - Side(dir) }
 
-// Add listens for list as well, all of it or, if an error is returned, none. In either case it returns
-// the ports that could not be had: with an error these are why, and without one they belong to rules
-// that do not insist on each port. The order of rules does not matter.
+// Add listens for list as well, all of it or, if an error is returned, none. In either case it
+// returns the ports that could not be had: with an error these are why, and without one they belong
+// to rules that do not insist on each port. The order of rules does not matter.
 func (f *Forwarder) Add(dir config.Direction, list ...config.Rule) ([]Failure, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -450,8 +452,8 @@ func (f *Forwarder) route(which Side, l *listener, peer netip.AddrPort, at netip
 	return r
 }
 
-// connection begins the flow of the accepted connection fd. If it leads nowhere it returns false, and
-// fd is the caller's.
+// connection begins the flow of the accepted connection fd. If it leads nowhere it returns false,
+// and fd is the caller's.
 func (f *Forwarder) connection(which Side, l *listener, fd int, peer, local endpoint) bool {
 	switch r := f.route(which, l, peer.AddrPort, local.Addr()); r.Place {
 	case rules.Tap:

@@ -179,8 +179,8 @@ func TestBurstOnANewFlowKeepsOrder(t *testing.T) {
 	p.twin.none()
 }
 
-// Many peers at once: every datagram is in the flow of its sender, once. One that the socket of another's flow has
-// received may be overtaken by a later one.
+// Many peers at once: every datagram is in the flow of its sender, once. One that the socket of
+// another's flow has received may be overtaken by a later one.
 func TestDatagramsOfManyPeers(t *testing.T) {
 	p := newPlace(t, nil)
 	p.add(t, "-u 80")
@@ -225,8 +225,8 @@ func TestDatagramsOfManyPeers(t *testing.T) {
 	p.twin.none()
 }
 
-// TestDatagramsOfNobody: what has no port to answer to begins no flow, the log says whose it was, and what comes
-// behind it is not held up.
+// TestDatagramsOfNobody: what has no port to answer to begins no flow, the log says whose it was,
+// and what comes behind it is not held up.
 func TestDatagramsOfNobody(t *testing.T) {
 	p := newPlace(t, nil)
 	p.add(t, "-u 80")
@@ -405,7 +405,8 @@ func TestFamilies(t *testing.T) {
 	}
 }
 
-// A port can be listened on again although connections to it have only just ended, on our side first.
+// A port can be listened on again although connections to it have only just ended, on our side
+// first.
 func TestListenedOnAgainAtOnce(t *testing.T) {
 	for _, tt := range []struct{ spec, to string }{
 		{"-t 80", "127.0.0.1:80"},
@@ -460,7 +461,8 @@ func TestBusyListenerStarvesNobody(t *testing.T) {
 	p.add(t, "-t 80", "-u 80", "-u 81")
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan struct{})
-	flood := dial(t, p.host, "udp", "192.0.2.10:4000", "192.0.2.10:81") // leads to the tap; one flow
+	// leads to the tap; one flow
+	flood := dial(t, p.host, "udp", "192.0.2.10:4000", "192.0.2.10:81")
 	go func() {
 		defer close(ended)
 		for ctx.Err() == nil {
@@ -487,7 +489,8 @@ func TestBusyListenerStarvesNobody(t *testing.T) {
 	}
 }
 
-// TestAcceptsDoNotWaitBehindDatagrams: connections are accepted while what datagrams begin takes as long as it likes.
+// TestAcceptsDoNotWaitBehindDatagrams: connections are accepted while what datagrams begin takes as
+// long as it likes.
 func TestAcceptsDoNotWaitBehindDatagrams(t *testing.T) {
 	p := newPlace(t, nil)
 	p.add(t, "-t 80", "-T 80", "-u 81", "-U 81")

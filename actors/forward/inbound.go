@@ -10,7 +10,8 @@ import (
 	"fusilli/actors/rules"
 )
 
-// inbound is a UDP listener of the host that an actor of the guest's link serves: the flow.Listener of that.
+// inbound is a UDP listener of the host that an actor of the guest's link serves: the flow.Listener
+// of that.
 type inbound struct {
 	s    *side
 	now  atomic.Pointer[listener] // another one when the rules change
@@ -23,7 +24,8 @@ type inbound struct {
 	from  flow.Sender
 }
 
-// lend has an actor of the guest's link serve l, which has something, until there is nothing for a while.
+// lend has an actor of the guest's link serve l, which has something, until there is nothing for a
+// while.
 func (s *side) lend(l *listener) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -45,8 +47,8 @@ func (s *side) lend(l *listener) {
 	}
 }
 
-// end has the actor, if there is one, end. With removed, its flows go on with sockets of their own. side.mu is
-// held.
+// end has the actor, if there is one, end. With removed, its flows go on with sockets of their own.
+// side.mu is held.
 func (in *inbound) end(removed bool) {
 	if in == nil {
 		return

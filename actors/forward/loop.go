@@ -9,18 +9,19 @@ import (
 	"fusilli/config"
 )
 
-// With Policy.KeepLoopback a connection to the host's loopback goes to the namespace's, and one there that is
-// forwarded outwards goes to the host's: rules of both directions may lead in a circle, and one connection would make
-// others until descriptors run out. Rules that do so are refused. Where it depends on which ports could be had, or on
-// what a scan has found, the circles are looked for among the listeners there are, and what arrives at one of their
-// ports is refused.
+// With Policy.KeepLoopback a connection to the host's loopback goes to the namespace's, and one
+// there that is forwarded outwards goes to the host's: rules of both directions may lead in a
+// circle, and one connection would make others until descriptors run out. Rules that do so are
+// refused. Where it depends on which ports could be had, or on what a scan has found, the circles
+// are looked for among the listeners there are, and what arrives at one of their ports is refused.
 
 // circles is the ports that lead back to themselves, for an address: by side and protocol.
 type circles map[netip.Addr]*[2][2]ports.Set
 
 var (
-	home4  = netip.AddrFrom4([4]byte{127, 0, 0, 1})
-	other4 = netip.AddrFrom4([4]byte{127, 255, 255, 255}) // stands for those of 127/8 that no rule names
+	home4 = netip.AddrFrom4([4]byte{127, 0, 0, 1})
+	// stands for those of 127/8 that no rule names
+	other4 = netip.AddrFrom4([4]byte{127, 255, 255, 255})
 )
 
 // has reports whether a flow from loopback to port at is on a circle.
@@ -111,7 +112,8 @@ func circlesAt(lists [2][]config.Rule, open open, a netip.Addr, proto config.Pro
 	return on, any
 }
 
-// follow returns the port of the host that one of the host leads to by way of the namespace, 0 if to none.
+// follow returns the port of the host that one of the host leads to by way of the namespace, 0 if
+// to none.
 func follow(next [2][]uint16, p uint16) uint16 {
 	q := next[config.Inbound][p]
 	if q == 0 {

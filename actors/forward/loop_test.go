@@ -13,7 +13,8 @@ import (
 	"fusilli/tests/bed"
 )
 
-// TestRulesThatLeadInACircle: they are refused, by Add and by Replace, and those that only nearly do are not.
+// TestRulesThatLeadInACircle: they are refused, by Add and by Replace, and those that only nearly
+// do are not.
 func TestRulesThatLeadInACircle(t *testing.T) {
 	for _, tt := range []struct {
 		name  string
@@ -65,8 +66,9 @@ func TestRulesThatLeadInACircle(t *testing.T) {
 	}
 }
 
-// TestCircleThatAppears: a scan has found a port of the host's that is not bound any more, and is forwarded now before
-// the next scan: what comes to it would go out of the namespace again, and is refused.
+// TestCircleThatAppears: a scan has found a port of the host's that is not bound any more, and is
+// forwarded now before the next scan: what comes to it would go out of the namespace again, and is
+// refused.
 func TestCircleThatAppears(t *testing.T) {
 	p := newPlace(t, func(c *Config) { c.Policy.KeepLoopback = true })
 	p.add(t, "-T auto")

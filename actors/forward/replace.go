@@ -8,13 +8,13 @@ import (
 	"fusilli/config"
 )
 
-// Replace makes inbound and outbound the rules, in place of those there are. Flows that have begun go
-// on, and a port that is listened on by both the old rules and the new ones is never closed, even if it
-// comes to lead elsewhere.
+// Replace makes inbound and outbound the rules, in place of those there are. Flows that have begun
+// go on, and a port that is listened on by both the old rules and the new ones is never closed,
+// even if it comes to lead elsewhere.
 //
-// If nothing is returned but an error, that is what is wrong with the rules, and nothing has changed.
-// Otherwise the rules are in force, and the failures are ports that could not be had; with an error, a
-// rule insists on some of them. They are tried again by the next Replace.
+// If nothing is returned but an error, that is what is wrong with the rules, and nothing has
+// changed. Otherwise the rules are in force, and the failures are ports that could not be had; with
+// an error, a rule insists on some of them. They are tried again by the next Replace.
 func (f *Forwarder) Replace(inbound, outbound []config.Rule) ([]Failure, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -25,9 +25,9 @@ const (
 	numOps
 )
 
-// FuzzReplace puts tables of rules in force, one after the other, while programs of the host take ports and others
-// connect. After each there is one listener for each port that the rules want, unless it could not be had,
-// which was said; with an error, and nothing else, all is as it was.
+// FuzzReplace puts tables of rules in force, one after the other, while programs of the host take
+// ports and others connect. After each there is one listener for each port that the rules want,
+// unless it could not be had, which was said; with an error, and nothing else, all is as it was.
 func FuzzReplace(f *testing.F) {
 	for _, in := range [][]byte{
 		{},

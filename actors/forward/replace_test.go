@@ -131,8 +131,8 @@ func TestReplacedPortLeadsElsewhere(t *testing.T) {
 	}
 }
 
-// Rules that cannot be in force together change nothing; a port that is taken is missing, is said, and is
-// had as soon as it is free.
+// Rules that cannot be in force together change nothing; a port that is taken is missing, is said,
+// and is had as soon as it is free.
 func TestReplaceFails(t *testing.T) {
 	p := newPlace(t, nil)
 	p.add(t, "-t 80")
@@ -250,8 +250,8 @@ func TestReplaceWakesAListenerThatRests(t *testing.T) {
 	}
 }
 
-// A link-local address with an interface takes no question to the kernel about the interface, which a
-// confined process may not ask.
+// A link-local address with an interface takes no question to the kernel about the interface, which
+// a confined process may not ask.
 func TestLinkLocalAddressOnAnInterface(t *testing.T) {
 	p := newPlace(t, nil)
 	if err := p.host.IP("addr add fe80::77/64 dev h0 nodad"); err != nil {

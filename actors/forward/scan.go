@@ -125,8 +125,8 @@ func (f *Forwarder) boundFor(dir config.Direction, tcp, udp bool) (ports.Bound, 
 	return b, nil
 }
 
-// shared adds to list the UDP ports, on the side that rules of a direction lead to, that flows of the guest's
-// have.
+// shared adds to list the UDP ports, on the side that rules of a direction lead to, that flows of
+// the guest's have.
 func (f *Forwarder) shared(dir config.Direction, list []uint16) []uint16 {
 	if to(dir) != Host || f.cfg.Tap == nil {
 		return list

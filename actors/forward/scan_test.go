@@ -137,7 +137,8 @@ func TestAutoWithinARange(t *testing.T) {
 	p.listens(t, config.Inbound, config.TCP, 5001, 8002)
 }
 
-// BenchmarkRescan is the work of a second with 10,000 sockets in the namespace: nothing has changed.
+// BenchmarkRescan is the work of a second with 10,000 sockets in the namespace: nothing has
+// changed.
 func BenchmarkRescan(b *testing.B) {
 	var lim unix.Rlimit
 	unix.Getrlimit(unix.RLIMIT_NOFILE, &lim)
@@ -168,8 +169,8 @@ func BenchmarkRescan(b *testing.B) {
 	}
 }
 
-// BenchmarkListen opens and closes the 48,128 ports from 1024 to 49151, if so many descriptors can be
-// had.
+// BenchmarkListen opens and closes the 48,128 ports from 1024 to 49151, if so many descriptors can
+// be had.
 func BenchmarkListen(b *testing.B) {
 	var lim unix.Rlimit
 	unix.Getrlimit(unix.RLIMIT_NOFILE, &lim)

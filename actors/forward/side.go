@@ -73,9 +73,9 @@ func (p *poller) open() error {
 	return err
 }
 
-// side has the listeners of one network namespace. The goroutines in serve, one for connections and one for
-// datagrams, are the only ones that receive from them, but for those of datagrams that lead to the guest's link:
-// these an actor there serves while there is anything.
+// side has the listeners of one network namespace. The goroutines in serve, one for connections and
+// one for datagrams, are the only ones that receive from them, but for those of datagrams that lead
+// to the guest's link: these an actor there serves while there is anything.
 type side struct {
 	f     *Forwarder
 	which Side

@@ -9,9 +9,10 @@ import (
 	"fusilli/config"
 )
 
-// backlog is the number of connections that wait to be accepted on one port, as far as net.core.somaxconn
-// permits: those of a second at the rate at which connections can be made. Where they are more than wait,
-// peers wait a second to ask again, or are reset after SYN cookies (tcp(7), listen(2)).
+// backlog is the number of connections that wait to be accepted on one port, as far as
+// net.core.somaxconn permits: those of a second at the rate at which connections can be made. Where
+// they are more than wait, peers wait a second to ask again, or are reset after SYN cookies
+// (tcp(7), listen(2)).
 const backlog = 4096
 
 // opening says how listeners of one side are opened.
@@ -188,6 +189,7 @@ func localOf(fd int) endpoint {
 
 // reset closes the connection fd so that its peer sees RST.
 func reset(fd int) {
-	unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}) // or the peer sees FIN
+	// or the peer sees FIN
+	unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
 	unix.Close(fd)
 }

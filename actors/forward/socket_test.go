@@ -10,7 +10,8 @@ import (
 	"fusilli/config"
 )
 
-// TestManyConnectAtOnce: connections that come faster than they are accepted wait, and nobody asks twice.
+// TestManyConnectAtOnce: connections that come faster than they are accepted wait, and nobody asks
+// twice.
 func TestManyConnectAtOnce(t *testing.T) {
 	p := newPlace(t, nil)
 	fd := -1

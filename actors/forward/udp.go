@@ -22,13 +22,15 @@ const (
 	maxDatagrams = 1024
 	visit        = time.Millisecond // after which other listeners have their turn
 	maxFirst     = 1 << 20          // bytes a flow begins with
-	maxFaults    = 64               // errors in a row, which are off the socket then, before a listener rests
-	maxErrors    = 16               // entries taken off an error queue at a time
-	spareSockets = 32               // unbound sockets kept for flows in the namespace, of each family
+	// errors in a row, which are off the socket then, before a listener rests
+	maxFaults = 64
+	maxErrors = 16 // entries taken off an error queue at a time
+	// unbound sockets kept for flows in the namespace, of each family
+	spareSockets = 32
 )
 
-// udp receives from the UDP listeners of a side that lead from socket to socket. The side's serve is the only
-// goroutine that uses it, but for what mu guards.
+// udp receives from the UDP listeners of a side that lead from socket to socket. The side's serve
+// is the only goroutine that uses it, but for what mu guards.
 type udp struct {
 	s     *side
 	here  bool   // the side's namespace is that of every thread but one
@@ -43,10 +45,11 @@ type udp struct {
 
 // gathering is the flows that began at one listener since it was last found empty.
 type gathering struct {
-	pending      map[flowKey]*newFlow
-	order        []*newFlow
-	misdelivered []datagram // received by sockets of flows they do not belong to; maxDatagrams at most
-	total        int        // datagrams
+	pending map[flowKey]*newFlow
+	order   []*newFlow
+	// received by sockets of flows they do not belong to; maxDatagrams at most
+	misdelivered []datagram
+	total        int // datagrams
 }
 
 // gathering is what begins at l.
@@ -81,8 +84,8 @@ type datagram struct {
 
 func (u *udp) init(s *side) { u.s, u.here = s, s.which == Host }
 
-// receive takes what l has, for as long as a visit is, and begins the flows it belongs to when that was all. failed
-// says that there may be errors.
+// receive takes what l has, for as long as a visit is, and begins the flows it belongs to when that
+// was all. failed says that there may be errors.
 func (u *udp) receive(l *listener, failed bool) {
 	if u.batch == nil {
 		u.batch = newBatch()
@@ -122,7 +125,8 @@ func (u *udp) receive(l *listener, failed bool) {
 	u.begin(g, l)
 }
 
-// finish begins the flows of listeners whose queue is not looked at any more: those that are closed, or all of them.
+// finish begins the flows of listeners whose queue is not looked at any more: those that are
+// closed, or all of them.
 func (u *udp) finish(all bool) {
 	if len(u.unfinished) == 0 {
 		return
@@ -236,8 +240,8 @@ func (u *udp) connected(l *listener, d datagram) (int, error) {
 	return fd, err
 }
 
-// connect returns a socket that receives what comes from d's sender to d's destination, or with group
-// to whatever address: no answer can come from that of a group.
+// connect returns a socket that receives what comes from d's sender to d's destination, or with
+// group to whatever address: no answer can come from that of a group.
 func (u *udp) connect(l *listener, d datagram, group bool) (int, error) {
 	at, scope := d.at, uint32(0)
 	switch {
@@ -414,8 +418,8 @@ func (b *batch) receive(fd int) (int, unix.Errno) {
 	return int(n), 0
 }
 
-// datagram returns the i-th of those received last, and whether it can be used: where it was sent to
-// has to be known.
+// datagram returns the i-th of those received last, and whether it can be used: where it was sent
+// to has to be known.
 func (b *batch) datagram(i int) (datagram, bool) {
 	m := &b.msgs[i]
 	d := datagram{data: b.data[i*datagramSize:][:m.n]}

@@ -72,8 +72,8 @@ func FuzzDestination(f *testing.F) {
 	})
 }
 
-// TestTapKnowsListenedPorts: the engine is told which UDP ports of the host are listened on, and when they are no
-// more, also of rules that fail.
+// TestTapKnowsListenedPorts: the engine is told which UDP ports of the host are listened on, and
+// when they are no more, also of rules that fail.
 func TestTapKnowsListenedPorts(t *testing.T) {
 	p := newPlace(t, nil)
 	know := func(want map[uint16]int) {

@@ -8,8 +8,8 @@ import (
 )
 
 const (
-	// Timeout is how long a datagram may take to be complete. RFC 8200 says 60 s and RFC 1122 no less;
-	// the fragments have come over one link, and 30 s is what Linux waits.
+	// Timeout is how long a datagram may take to be complete. RFC 8200 says 60 s and RFC 1122 no
+	// less; the fragments have come over one link, and 30 s is what Linux waits.
 	Timeout = 30 * time.Second
 
 	// MaxDatagrams is the most that a table holds. Each has a buffer of frame.MaxFrame bytes.
@@ -79,7 +79,8 @@ func New(max int) *Table { return &Table{max: max, m: map[key]*datagram{}} }
 func (t *Table) Len() int { return len(t.m) }
 
 // Add takes the fragment in the frame b, parsed as p, at the time now, which never goes back. If
-// that makes a datagram whole, it returns its frame, which is valid until the next call. b is not kept.
+// that makes a datagram whole, it returns its frame, which is valid until the next call. b is not
+// kept.
 func (t *Table) Add(b []byte, p *frame.Packet, now time.Duration) (whole []byte, o Outcome) {
 	id, off, more := p.Fragment(b)
 	data := b[p.L4:p.End]
@@ -175,8 +176,8 @@ func (t *Table) giveUp(d *datagram) {
 	}
 }
 
-// Expire forgets what is not complete in time, and gives memory back that is not in use. It is to be
-// called now and then.
+// Expire forgets what is not complete in time, and gives memory back that is not in use. It is to
+// be called now and then.
 func (t *Table) Expire(now time.Duration) {
 	for k, d := range t.m {
 		if now-d.since > Timeout {

@@ -233,7 +233,8 @@ func TestTimeout(t *testing.T) {
 	}
 }
 
-// TestFlood: however many datagrams a guest begins, there is a bound, and those begun last are kept.
+// TestFlood: however many datagrams a guest begins, there is a bound, and those begun last are
+// kept.
 func TestFlood(t *testing.T) {
 	table, payload := New(MaxDatagrams), udp(1000)
 	for i := range 10000 {

@@ -55,9 +55,9 @@ func (c *conn) readErrors() {
 	}
 }
 
-// tell sends the guest the report r about the request that began with msg, as the kernel sent it, if
-// it came off the network and the guest can make something of its sender. msg is changed, and the
-// frame is built at buf's beginning.
+// tell sends the guest the report r about the request that began with msg, as the kernel sent it,
+// if it came off the network and the guest can make something of its sender. msg is changed, and
+// the frame is built at buf's beginning.
 func (c *conn) tell(buf *[flow.BufferSize]byte, r *sock.Report, msg []byte) {
 	k := c.port.Key()
 	want := uint8(unix.SO_EE_ORIGIN_ICMP)

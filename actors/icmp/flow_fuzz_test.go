@@ -16,10 +16,10 @@ import (
 	"fusilli/tapio/frame"
 )
 
-// FuzzFlow has a guest ask anything of a flow, the host answer anything, and the link lose frames: four bytes each,
-// for what is done, a type or how often, a sequence number and a length. Each request leaves once, in this
-// order, with what the guest has put in; a reply to the guest was a reply before, and is not repeated. The actor is
-// called, not run: all happens in one goroutine.
+// FuzzFlow has a guest ask anything of a flow, the host answer anything, and the link lose frames:
+// four bytes each, for what is done, a type or how often, a sequence number and a length. Each
+// request leaves once, in this order, with what the guest has put in; a reply to the guest was a
+// reply before, and is not repeated. The actor is called, not run: all happens in one goroutine.
 func FuzzFlow(f *testing.F) {
 	for _, ops := range [][]byte{
 		{},
@@ -124,7 +124,8 @@ func FuzzFlow(f *testing.F) {
 	})
 }
 
-// played is a bed whose actor is called, and whose link hands frames over in the call or drops them.
+// played is a bed whose actor is called, and whose link hands frames over in the call or drops
+// them.
 type played struct {
 	*bed
 	c    *conn

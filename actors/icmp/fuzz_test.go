@@ -46,8 +46,8 @@ func (l *checker) Write(b []byte) error {
 	return nil
 }
 
-// FuzzFromHost: whatever a socket and its error queue say, the guest gets well-formed messages about
-// its own requests.
+// FuzzFromHost: whatever a socket and its error queue say, the guest gets well-formed messages
+// about its own requests.
 func FuzzFromHost(f *testing.F) {
 	f.Add([]byte{0, 0, 3, 13, 192, 0, 8, 0, 1, 2, 3, 4, 0, 1})
 	f.Add([]byte{1, 2, 2, 0, 192, 0, 128, 0, 1, 2, 3, 4, 0, 1, 9, 9, 9})

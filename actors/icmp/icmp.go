@@ -3,8 +3,8 @@
 //
 // # Theory of operation
 //
-// A request goes to the socket as the guest made it; the kernel puts in an identifier of its own and
-// the checksum, and hands us the replies to that identifier only. A reply gets the guest's
+// A request goes to the socket as the guest made it; the kernel puts in an identifier of its own
+// and the checksum, and hands us the replies to that identifier only. A reply gets the guest's
 // identifier back and comes from the address the guest has asked, whatever that is on the host. A
 // reply with the sequence number of the one before is a duplicate and dropped, unless the guest has
 // used that number again since.
@@ -45,7 +45,8 @@ const (
 	maxFaults = 64 // errors in a row before a socket is given up
 	maxTries  = 3  // that a request is sent again after one
 
-	// defaultHops is what the kernel puts into requests unless told otherwise (ip(7), ip_default_ttl).
+	// defaultHops is what the kernel puts into requests unless told otherwise (ip(7),
+	// ip_default_ttl).
 	defaultHops = 64
 )
 
@@ -119,8 +120,8 @@ func (c *conn) open(dialer Dialer) bool {
 // the host's configuration.
 var lastWarning atomic.Int64
 
-// refused logs that there is no socket for requests to dst. The texts of the warnings are matched by
-// other programs.
+// refused logs that there is no socket for requests to dst. The texts of the warnings are matched
+// by other programs.
 func refused(log *zap.Logger, dst netip.Addr, err error) {
 	if !errors.Is(err, unix.EACCES) && !errors.Is(err, unix.EPERM) {
 		log.Debug("no socket for echo requests", zap.Stringer("host", dst), zap.Error(err))
@@ -188,8 +189,8 @@ func (c *conn) fromGuest(r *flow.Run) {
 	}
 }
 
-// fromHost moves replies to the guest. It is what the actor does in its wait whenever the socket may
-// be readable, and returns true if something else is to be done first.
+// fromHost moves replies to the guest. It is what the actor does in its wait whenever the socket
+// may be readable, and returns true if something else is to be done first.
 func (c *conn) fromHost() bool {
 	buf := c.env.Buffer()
 	defer c.env.PutBuffer(buf)
@@ -215,8 +216,8 @@ func (c *conn) fromHost() bool {
 	}
 }
 
-// reply sends the message of n bytes in buf at flow.Headroom to the guest, if it is a reply. It has come
-// with the time to live hops.
+// reply sends the message of n bytes in buf at flow.Headroom to the guest, if it is a reply. It has
+// come with the time to live hops.
 func (c *conn) reply(buf *[flow.BufferSize]byte, n int, hops uint8) {
 	msg := buf[flow.Headroom : flow.Headroom+n]
 	want := uint8(echoReply4)

@@ -14,8 +14,8 @@ import (
 	"fusilli/tapio/frame"
 )
 
-// exceed has the namespace's kernel hear that the requests of the ping socket fd to its loopback address
-// were dropped on the way, so many times.
+// exceed has the namespace's kernel hear that the requests of the ping socket fd to its loopback
+// address were dropped on the way, so many times.
 func (n *namespace) exceed(fam family, fd, times int) (err error) {
 	done := make(chan struct{})
 	n.calls <- func() {
@@ -65,8 +65,9 @@ func (d dialed) Ping(a netip.Addr) (int, error) {
 	return fd, err
 }
 
-// TestNextProbeIsNotLostAfterAnError: what has become of one request is reported by the call that sends
-// the next one, which goes out all the same: traceroute in the guest has no gap behind a router.
+// TestNextProbeIsNotLostAfterAnError: what has become of one request is reported by the call that
+// sends the next one, which goes out all the same: traceroute in the guest has no gap behind a
+// router.
 func TestNextProbeIsNotLostAfterAnError(t *testing.T) {
 	n := newNamespace(t)
 	forFamilies(t, func(t *testing.T, fam family) {

@@ -7,7 +7,8 @@ import (
 )
 
 // AskARP writes a request for the guest's IPv4 address, from ours, to out, which has room for
-// ReplyLen bytes, and returns its length with virtio_net_hdr and padding; 0 without such an address.
+// ReplyLen bytes, and returns its length with virtio_net_hdr and padding; 0 without such an
+// address.
 func (r *Responder) AskARP(out []byte) int {
 	if !frame.Is4(&r.Guest4) || len(out) < ReplyLen {
 		return 0
@@ -17,8 +18,8 @@ func (r *Responder) AskARP(out []byte) int {
 	return putARP(out, r.MAC, &r.Our4, frame.Broadcast, &r.Guest4)
 }
 
-// putARP writes an ARP request from one to another, behind the Ethernet header of out, and returns the
-// frame's length. What is no IPv4 address is 0.0.0.0.
+// putARP writes an ARP request from one to another, behind the Ethernet header of out, and returns
+// the frame's length. What is no IPv4 address is 0.0.0.0.
 func putARP(out []byte, fromMAC frame.MAC, from *frame.Addr, toMAC frame.MAC, to *frame.Addr) int {
 	a := out[frame.L3Off:]
 	binary.BigEndian.PutUint64(a, 0x0001_0800_0604_0001)
@@ -45,8 +46,9 @@ func (r *Responder) AskNDP(out []byte) int {
 	return r.finish(out, nsLen, frame.Broadcast, &r.Prefix)
 }
 
-// Probe writes a question for the address of, one that the guest may have, to out, which has room for ReplyLen
-// bytes, and returns its length. It goes to the station to, or to all for frame.Broadcast.
+// Probe writes a question for the address of, one that the guest may have, to out, which has room
+// for ReplyLen bytes, and returns its length. It goes to the station to, or to all for
+// frame.Broadcast.
 func (r *Responder) Probe(of *frame.Addr, to frame.MAC, out []byte) int {
 	if len(out) < ReplyLen {
 		return 0
@@ -76,8 +78,8 @@ func (r *Responder) Probe(of *frame.Addr, to frame.MAC, out []byte) int {
 	return from.finish(out, nsLen+lladdrLen, to, &dst)
 }
 
-// Answer returns the address that the frame b, parsed as p, says the station mac has: it is a reply to us, the
-// station our, and that station's own.
+// Answer returns the address that the frame b, parsed as p, says the station mac has: it is a reply
+// to us, the station our, and that station's own.
 func Answer(b []byte, p *frame.Packet, our frame.MAC) (a frame.Addr, mac frame.MAC, ok bool) {
 	mac = frame.Src(b)
 	if frame.Dst(b) != our {
@@ -105,8 +107,8 @@ func Answer(b []byte, p *frame.Packet, our frame.MAC) (a frame.Addr, mac frame.M
 	return a, mac, false
 }
 
-// Sender returns the IPv4 address of the sender of the ARP packet b, which has ARPLen bytes; 0.0.0.0 if it has none, or is
-// not of the Ethernet address that the frame comes from.
+// Sender returns the IPv4 address of the sender of the ARP packet b, which has ARPLen bytes;
+// 0.0.0.0 if it has none, or is not of the Ethernet address that the frame comes from.
 func Sender(b []byte) frame.Addr {
 	q := b[frame.L3Off:]
 	a := frame.Addr4([4]byte{})

@@ -3,15 +3,15 @@
 //
 // For the guest, every address but its own is behind the translator, so every question is answered,
 // whoever is there: a Responder is a few values, and a reply is computed from the question alone.
-// Nothing is learned from the guest or cached, and nothing is allocated, so that a flood of questions
-// costs no more than its frames.
+// Nothing is learned from the guest or cached, and nothing is allocated, so that a flood of
+// questions costs no more than its frames.
 //
 // The answer is our own Ethernet address, or, so that the guest can tell the stations of its link
-// apart, the one that the host's neighbour of that address has: a Table of these is kept up to date by
-// whoever watches the host. It makes no difference to where frames go.
+// apart, the one that the host's neighbour of that address has: a Table of these is kept up to date
+// by whoever watches the host. It makes no difference to where frames go.
 //
-// The guest is asked too: for the addresses that it should have, and whether it has one that it uses (Probe, Answer).
-// What follows from the answers is package actors' to say.
+// The guest is asked too: for the addresses that it should have, and whether it has one that it
+// uses (Probe, Answer). What follows from the answers is package actors' to say.
 package neigh
 
 import (
@@ -90,8 +90,8 @@ type Responder struct {
 	// LinkLocal is our IPv6 link-local address, the source of NDP messages. If it is the zero
 	// address, NDP gets no reply.
 	LinkLocal frame.Addr
-	// Prefix is the guest's IPv6 address, in the /64 the guest makes itself addresses in. If it is the zero
-	// address, router advertisements announce none.
+	// Prefix is the guest's IPv6 address, in the /64 the guest makes itself addresses in. If it is
+	// the zero address, router advertisements announce none.
 	Prefix frame.Addr
 	// MTU of the link in bytes; with 0 router advertisements announce none.
 	MTU int
@@ -129,7 +129,8 @@ func (r *Responder) ARP(in, out []byte) int {
 	}
 	src := frame.Src(in)
 	if src[0]&1 != 0 && src != frame.Broadcast {
-		return Malformed // a group does not ask; qrap does so as everybody, to see whether we are there
+		// a group does not ask; qrap does so as everybody, to see whether we are there
+		return Malformed
 	}
 	frame.PutVnet(out, frame.Vnet{})
 	frame.PutEth(out, src, r.MAC, frame.EtherARP)
@@ -143,10 +144,10 @@ func (r *Responder) ARP(in, out []byte) int {
 	return frame.Pad(out, frame.L3Off+frame.ARPLen)
 }
 
-// NDP writes the reply to the message in, parsed as p with kind frame.NDP, to out, which has room for
-// ReplyLen bytes, and returns its length with virtio_net_hdr and padding; 0 for none, as for a check
-// for duplicate addresses, and Malformed for a message that RFC 4861 has a receiver discard. Its
-// checksum is not looked at.
+// NDP writes the reply to the message in, parsed as p with kind frame.NDP, to out, which has room
+// for ReplyLen bytes, and returns its length with virtio_net_hdr and padding; 0 for none, as for a
+// check for duplicate addresses, and Malformed for a message that RFC 4861 has a receiver discard.
+// Its checksum is not looked at.
 func (r *Responder) NDP(p *frame.Packet, in, out []byte) int {
 	if r.LinkLocal == (frame.Addr{}) {
 		return 0
@@ -213,8 +214,8 @@ func (r *Responder) route(p *frame.Packet, m []byte, src frame.MAC, out []byte) 
 	return r.announce(src, &dst, out)
 }
 
-// Announce writes a router advertisement to all nodes to out, which has room for ReplyLen bytes, and
-// returns its length.
+// Announce writes a router advertisement to all nodes to out, which has room for ReplyLen bytes,
+// and returns its length.
 func (r *Responder) Announce(out []byte) int {
 	if r.NoRA || r.LinkLocal == (frame.Addr{}) || len(out) < ReplyLen {
 		return 0
@@ -253,8 +254,8 @@ func (r *Responder) announce(mac frame.MAC, dst *frame.Addr, out []byte) int {
 	return r.finish(out, n, mac, dst)
 }
 
-// names writes the options about names (RFC 8106) to o and returns their length. The search list does not
-// depend on resolvers, as it does not with DHCP: those may be known from elsewhere.
+// names writes the options about names (RFC 8106) to o and returns their length. The search list
+// does not depend on resolvers, as it does not with DHCP: those may be known from elsewhere.
 func (r *Responder) names(o []byte) int {
 	n := 0
 	begin := func(kind uint8, data int) {

@@ -11,8 +11,8 @@ const MaxNeighbours = 512
 
 // Table is the Ethernet addresses of the stations that the guest's link appears to have: the host's
 // neighbours, by the addresses that the guest knows them by. Nobody in it can take the place of a
-// fixed address. Anyone may use it at any time; it is asked once a flow, not on a frame's path. A nil
-// Table knows nobody.
+// fixed address. Anyone may use it at any time; it is asked once a flow, not on a frame's path. A
+// nil Table knows nobody.
 type Table struct {
 	ours     frame.MAC
 	gateways [2]frame.Addr // IPv4, IPv6: where all others are behind
@@ -56,8 +56,8 @@ func (t *Table) Lookup(a *frame.Addr) frame.MAC {
 	return t.ours
 }
 
-// Set notes that a has the Ethernet address mac and reports whether the guest should hear of it: it is
-// not what was known of a.
+// Set notes that a has the Ethernet address mac and reports whether the guest should hear of it: it
+// is not what was known of a.
 func (t *Table) Set(a *frame.Addr, mac frame.MAC) bool {
 	if _, ok := t.fixed[*a]; ok {
 		return false
@@ -98,9 +98,9 @@ func (r *Responder) macOf(a *frame.Addr) frame.MAC {
 	return r.Neighbours.Lookup(a)
 }
 
-// Tell writes to out, which has room for ReplyLen bytes, what tells the guest unasked that a has the
-// Ethernet address mac, an ARP announcement (RFC 5227, 3) or a neighbour advertisement to all nodes
-// (RFC 4861, 7.2.6), and returns its length; 0 if it cannot be told.
+// Tell writes to out, which has room for ReplyLen bytes, what tells the guest unasked that a has
+// the Ethernet address mac, an ARP announcement (RFC 5227, 3) or a neighbour advertisement to all
+// nodes (RFC 4861, 7.2.6), and returns its length; 0 if it cannot be told.
 func (r *Responder) Tell(a *frame.Addr, mac frame.MAC, out []byte) int {
 	if len(out) < ReplyLen {
 		return 0
@@ -109,8 +109,9 @@ func (r *Responder) Tell(a *frame.Addr, mac frame.MAC, out []byte) int {
 		if r.LinkLocal == (frame.Addr{}) {
 			return 0
 		}
-		// Router and override, as in answers: a guest forgets its routes by who is a router no more.
-		// Not solicited: what is sent to a group is no answer, and kernels drop one that claims to be.
+		// Router and override, as in answers: a guest forgets its routes by who is a router no
+		// more. Not solicited: what is sent to a group is no answer, and kernels drop one that
+		// claims to be.
 		return r.putAdvert(out, 0xa0, a, mac, allNodesMAC, &allNodes)
 	}
 	frame.PutVnet(out, frame.Vnet{})

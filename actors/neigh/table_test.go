@@ -102,8 +102,8 @@ func TestTableIsBounded(t *testing.T) {
 	}
 }
 
-// TestNeighboursAnswer: who has an Ethernet address of its own is told with it; the frames come from us
-// all the same.
+// TestNeighboursAnswer: who has an Ethernet address of its own is told with it; the frames come
+// from us all the same.
 func TestNeighboursAnswer(t *testing.T) {
 	r := *responder
 	r.Neighbours = NewTable(ours, frame.Addr{}, frame.Addr{})

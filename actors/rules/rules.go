@@ -108,7 +108,8 @@ func (r *Rules) out(proto uint16, dst netip.Addr, port uint16) netip.Addr {
 	return dst
 }
 
-// Names returns the addresses by which a flow of the guest's gets to host, as Out has it; invalid ones are none.
+// Names returns the addresses by which a flow of the guest's gets to host, as Out has it; invalid
+// ones are none.
 func (r *Rules) Names(proto uint16, host netip.AddrPort) (names [4]netip.Addr) {
 	names = [4]netip.Addr{host.Addr(), r.DNSMatch4, r.HostLoopback4, r.HostGuest4}
 	if host.Addr().Is6() {

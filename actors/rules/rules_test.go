@@ -138,7 +138,8 @@ func TestIn(t *testing.T) {
 	}
 }
 
-// TestGate: a network that exists on the guest's link only has a gateway, a resolver, and nobody else.
+// TestGate: a network that exists on the guest's link only has a gateway, a resolver, and nobody
+// else.
 func TestGate(t *testing.T) {
 	addr := netip.MustParseAddr
 	r := Rules{

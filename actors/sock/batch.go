@@ -8,11 +8,11 @@ import (
 )
 
 const (
-	// MaxSegments is how many datagrams the kernel makes of one row at most: UDP_MAX_SEGMENTS, before
-	// Linux 6.9.
+	// MaxSegments is how many datagrams the kernel makes of one row at most: UDP_MAX_SEGMENTS,
+	// before Linux 6.9.
 	MaxSegments = 64
-	// MaxRow is the number of bytes of payload in a row: what fits a packet of 65535 bytes of either
-	// family.
+	// MaxRow is the number of bytes of payload in a row: what fits a packet of 65535 bytes of
+	// either family.
 	MaxRow = 65535 - 40 - 8
 )
 
@@ -22,12 +22,12 @@ type Message struct {
 	Len uint32
 }
 
-// ReceiveBatch receives datagrams to m, without waiting, and returns the number of messages. Each is
-// one datagram or, with UDP_GRO (udp(7)), a row of them.
+// ReceiveBatch receives datagrams to m, without waiting, and returns the number of messages. Each
+// is one datagram or, with UDP_GRO (udp(7)), a row of them.
 func ReceiveBatch(fd int, m []Message) (int, unix.Errno) { return batch(unix.SYS_RECVMMSG, fd, m, 0) }
 
-// SendBatch sends m without waiting and returns how many of the messages. There is an error only if it
-// is none.
+// SendBatch sends m without waiting and returns how many of the messages. There is an error only if
+// it is none.
 func SendBatch(fd int, m []Message) (int, unix.Errno) {
 	return batch(unix.SYS_SENDMMSG, fd, m, unix.MSG_NOSIGNAL)
 }
@@ -64,8 +64,8 @@ func (c *RowControl) Attach(h *unix.Msghdr, size int) {
 	h.SetControllen(unix.CmsgSpace(2))
 }
 
-// RefusesRows reports whether e may mean that the kernel does not segment a row: datagrams above the
-// path's MTU (EINVAL, EMSGSIZE), no checksum offload (EIO), a kernel before 4.18 or IPsec.
+// RefusesRows reports whether e may mean that the kernel does not segment a row: datagrams above
+// the path's MTU (EINVAL, EMSGSIZE), no checksum offload (EIO), a kernel before 4.18 or IPsec.
 func RefusesRows(e unix.Errno) bool {
 	return e == unix.EINVAL || e == unix.EMSGSIZE || e == unix.EIO || e == unix.EOPNOTSUPP
 }

@@ -10,9 +10,9 @@ import (
 
 // Ping returns a ping socket (icmp(7)) connected to addr. It sends echo requests without their IP
 // header, with an identifier and a checksum put in by the kernel, and receives the replies to that
-// identifier. It queues ICMP errors about the requests (IP_RECVERR, ip(7)) and tells the time to live of
-// what it receives, where the kernel can. Errors are those of socket(2) and connect(2): EACCES means that the caller's groups
-// are not in net.ipv4.ping_group_range.
+// identifier. It queues ICMP errors about the requests (IP_RECVERR, ip(7)) and tells the time to
+// live of what it receives, where the kernel can. Errors are those of socket(2) and connect(2):
+// EACCES means that the caller's groups are not in net.ipv4.ping_group_range.
 func (h *Host) Ping(addr netip.Addr) (int, error) {
 	v4 := addr.Is4()
 	proto := unix.IPPROTO_ICMP

@@ -9,13 +9,13 @@ import (
 // maxPorts bounds the ports that are remembered: 64 KiB or so.
 const maxPorts = 1024
 
-// Ports knows which UDP ports of the host flows of the guest's have, and which port stands for one of the guest's
-// that cannot be had, so that all of that port's peers see the same one (endpoint-independent mapping: RFC 4787,
-// section 4.1), which is what a guest counts on that was told its address by a third party. It may be used by
-// anyone; the zero value is empty.
+// Ports knows which UDP ports of the host flows of the guest's have, and which port stands for one
+// of the guest's that cannot be had, so that all of that port's peers see the same one
+// (endpoint-independent mapping: RFC 4787, section 4.1), which is what a guest counts on that was
+// told its address by a third party. It may be used by anyone; the zero value is empty.
 type Ports struct {
-	// Forwarded reports whether the UDP port of the host is listened on for the guest's port of the same number;
-	// nil: none is. It is set before the first use.
+	// Forwarded reports whether the UDP port of the host is listened on for the guest's port of the
+	// same number; nil: none is. It is set before the first use.
 	Forwarded func(port uint16) bool
 
 	mu   sync.Mutex
@@ -47,10 +47,11 @@ func (h *Held) Release() {
 	h.p = nil
 }
 
-// bind finds a port for one of the guest's and has try bind to it: to that port itself unless it is in use, or any
-// is set, and else to the one that stands for it. try binds to a port, that of the kernel's choice if it is 0, and
-// returns which that is. ours says that flows of ours, or what listens for the same port of the guest's, have it
-// already, so that it is to be shared; else nobody may have it. Errors are those of try.
+// bind finds a port for one of the guest's and has try bind to it: to that port itself unless it is
+// in use, or any is set, and else to the one that stands for it. try binds to a port, that of the
+// kernel's choice if it is 0, and returns which that is. ours says that flows of ours, or what
+// listens for the same port of the guest's, have it already, so that it is to be shared; else
+// nobody may have it. Errors are those of try.
 func (p *Ports) bind(v4 bool, port uint16, any bool, try func(port uint16, ours bool) (uint16, error)) (Held, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -97,9 +97,9 @@ func Scope(sa *unix.RawSockaddrInet6) uint32 {
 // NoDelay has fd's data sent at once (TCP_NODELAY, tcp(7)).
 func NoDelay(fd int) { rawSetInt(fd, unix.SOL_TCP, unix.TCP_NODELAY, 1) }
 
-// PrepareStream has fd's data sent at once, and leaves what the peer sends as urgent in its place in the
-// stream (SO_OOBINLINE, socket(7)): elsewhere the byte is lost to who only reads, and peeked data and what
-// is taken off the queue do not match any more.
+// PrepareStream has fd's data sent at once, and leaves what the peer sends as urgent in its place
+// in the stream (SO_OOBINLINE, socket(7)): elsewhere the byte is lost to who only reads, and peeked
+// data and what is taken off the queue do not match any more.
 func PrepareStream(fd int) {
 	NoDelay(fd)
 	rawSetInt(fd, unix.SOL_SOCKET, unix.SO_OOBINLINE, 1)
@@ -158,11 +158,12 @@ func Recv(fd int, b []byte) (int, unix.Errno) {
 	}
 }
 
-// NoMemory reports whether e says that the kernel has no memory for a call at the moment. That is not the
-// flow's fault, and no event says when there is some again.
+// NoMemory reports whether e says that the kernel has no memory for a call at the moment. That is
+// not the flow's fault, and no event says when there is some again.
 func NoMemory(e unix.Errno) bool { return e == unix.ENOBUFS || e == unix.ENOMEM }
 
-// SetPeekOffset has what fd peeks begin after the first n bytes of its queue (SO_PEEK_OFF, socket(7)).
+// SetPeekOffset has what fd peeks begin after the first n bytes of its queue (SO_PEEK_OFF,
+// socket(7)).
 func SetPeekOffset(fd int, n int32) unix.Errno {
 	return rawSetInt(fd, unix.SOL_SOCKET, unix.SO_PEEK_OFF, n)
 }

@@ -8,11 +8,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Report is what somebody has said about a datagram that was sent: an entry of a socket's error queue
-// (IP_RECVERR, ip(7)).
+// Report is what somebody has said about a datagram that was sent: an entry of a socket's error
+// queue (IP_RECVERR, ip(7)).
 type Report struct {
-	Err        unix.Errno
-	Origin     uint8          // SO_EE_ORIGIN_ICMP, SO_EE_ORIGIN_ICMP6, SO_EE_ORIGIN_LOCAL; 0: nothing was said
+	Err unix.Errno
+	// SO_EE_ORIGIN_ICMP, SO_EE_ORIGIN_ICMP6, SO_EE_ORIGIN_LOCAL; 0: nothing was said
+	Origin     uint8
 	Type, Code uint8          // of the ICMP message
 	Info       uint32         // next-hop MTU, where the type has one
 	From       netip.Addr     // who says so, without its scope; invalid if that is not known
@@ -79,8 +80,8 @@ func RecvHops(fd int, b []byte) (n int, hops uint8, e unix.Errno) {
 	return n, hops, 0
 }
 
-// receive receives one datagram to b, control messages to control and, unless name is nil, an address to
-// that, without waiting, and returns the lengths of the first two.
+// receive receives one datagram to b, control messages to control and, unless name is nil, an
+// address to that, without waiting, and returns the lengths of the first two.
 func receive(fd int, b, control []byte, name *unix.RawSockaddrInet6, flags uintptr) (n, m int, e unix.Errno) {
 	iov := unix.Iovec{Base: &b[0]}
 	iov.SetLen(len(b))
@@ -119,13 +120,13 @@ func each(b []byte, f func(level, typ int32, data []byte) bool) {
 	}
 }
 
-// Control is room for what the kernel says about datagrams it has received: the size of those in a row
-// (UDP_GRO), time to live and type of service (IP_RECVTTL, IP_RECVTOS, ip(7)), and where they were sent to
-// (IP_PKTINFO).
+// Control is room for what the kernel says about datagrams it has received: the size of those in a
+// row (UDP_GRO), time to live and type of service (IP_RECVTTL, IP_RECVTOS, ip(7)), and where they
+// were sent to (IP_PKTINFO).
 type Control [160]byte
 
-// Parse reads the first n bytes of c: the size is 0 if there is no row; a time to live that is not told
-// is 255.
+// Parse reads the first n bytes of c: the size is 0 if there is no row; a time to live that is not
+// told is 255.
 func (c *Control) Parse(n int) (size int, hops, tos uint8) {
 	hops = 255
 	for b := c[:min(n, len(c))]; len(b) > unix.SizeofCmsghdr; {

@@ -20,16 +20,16 @@ var (
 	probe6 = netip.IPv6Loopback()
 )
 
-// ShareUDP returns a UDP socket like those of UDP, bound to the port of fd, one of them, but connected to
-// nobody: it gets what comes to that port and is for no connected socket, and tells to which address that
-// was sent.
+// ShareUDP returns a UDP socket like those of UDP, bound to the port of fd, one of them, but
+// connected to nobody: it gets what comes to that port and is for no connected socket, and tells to
+// which address that was sent.
 //
-// So it is made only if there is no other socket of the host that has the port at all addresses, which
-// might count on getting that: else, or if it cannot be told, the error is ErrPortShared. Other errors are
-// those of UDP.
+// So it is made only if there is no other socket of the host that has the port at all addresses,
+// which might count on getting that: else, or if it cannot be told, the error is ErrPortShared.
+// Other errors are those of UDP.
 //
-// A socket of its own is needed since dissolving the association of fd (connect(2) with AF_UNSPEC) leaves
-// one of IPv6 deaf to all but its old peer's address.
+// A socket of its own is needed since dissolving the association of fd (connect(2) with AF_UNSPEC)
+// leaves one of IPv6 deaf to all but its old peer's address.
 func (h *Host) ShareUDP(fd int) (int, error) {
 	local, ok := Local(fd)
 	if !ok {
@@ -50,9 +50,9 @@ func (h *Host) ShareUDP(fd int) (int, error) {
 	return s, nil
 }
 
-// free returns ErrPortShared unless it is sure that nobody has the port of local, where a connected socket
-// is bound, at all addresses: then it could not be had at another address either. With sharing, sockets with
-// SO_REUSEPORT are nobody.
+// free returns ErrPortShared unless it is sure that nobody has the port of local, where a connected
+// socket is bound, at all addresses: then it could not be had at another address either. With
+// sharing, sockets with SO_REUSEPORT are nobody.
 func (h *Host) free(local netip.AddrPort, sharing bool) error {
 	if h.Ports != nil { // a flow that begins must not take this for somebody who has the port
 		h.Ports.mu.Lock()
@@ -110,12 +110,13 @@ func (h *Host) share(fd int, v4 bool, port uint16) error {
 	return os.NewSyscallError("bind", unix.Bind(fd, h.Sockaddr(netip.AddrPortFrom(src, port))))
 }
 
-// Contested reports whether another socket of the host has by now the port of fd, one of ShareUDP, at all addresses:
-// it was bound later, with SO_REUSEADDR, and what comes to the port is for one of both.
+// Contested reports whether another socket of the host has by now the port of fd, one of ShareUDP,
+// at all addresses: it was bound later, with SO_REUSEADDR, and what comes to the port is for one of
+// both.
 //
-// To bind to the port without SO_REUSEADDR finds that out, and fd is no obstacle while both are for sharing in the
-// other way, SO_REUSEPORT (socket(7)): the kernel looks at the sockets bound last first. Nothing is taken by that, since
-// the address is one that nobody sends to.
+// To bind to the port without SO_REUSEADDR finds that out, and fd is no obstacle while both are for
+// sharing in the other way, SO_REUSEPORT (socket(7)): the kernel looks at the sockets bound last
+// first. Nothing is taken by that, since the address is one that nobody sends to.
 func (h *Host) Contested(fd int) bool {
 	local, ok := Local(fd)
 	if !ok || rawSetInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1) != 0 {
@@ -125,9 +126,10 @@ func (h *Host) Contested(fd int) bool {
 	return errors.Is(h.free(local, true), ErrPortShared)
 }
 
-// Aside has fd, a connected UDP socket, receive nothing any more from peer, whom it is connected to: it is
-// connected to a port of that host that nobody sends from. What it has received by then stays in its
-// queue; what comes later is for other sockets with its port. Errors are those of connect(2).
+// Aside has fd, a connected UDP socket, receive nothing any more from peer, whom it is connected
+// to: it is connected to a port of that host that nobody sends from. What it has received by then
+// stays in its queue; what comes later is for other sockets with its port. Errors are those of
+// connect(2).
 func Aside(fd int, peer netip.AddrPort) unix.Errno {
 	port := uint16(1)
 	if peer.Port() == port {
@@ -151,8 +153,8 @@ func SetSockaddr(sa *unix.RawSockaddrInet6, addr netip.AddrPort) uint32 {
 	return unix.SizeofSockaddrInet6
 }
 
-// SendTo sends b, which may be empty, to the address of n bytes at sa, or to the peer fd is connected to if n
-// is 0, without waiting.
+// SendTo sends b, which may be empty, to the address of n bytes at sa, or to the peer fd is
+// connected to if n is 0, without waiting.
 func SendTo(fd int, b []byte, sa *unix.RawSockaddrInet6, n uint32) unix.Errno {
 	if n == 0 {
 		sa = nil
@@ -166,8 +168,8 @@ func SendTo(fd int, b []byte, sa *unix.RawSockaddrInet6, n uint32) unix.Errno {
 	}
 }
 
-// ToUs reports whether the first n bytes of c say that the datagram was sent to an address of ours (IP_PKTINFO,
-// ip(7)), and not to a group or everybody.
+// ToUs reports whether the first n bytes of c say that the datagram was sent to an address of ours
+// (IP_PKTINFO, ip(7)), and not to a group or everybody.
 func (c *Control) ToUs(n int) (ours bool) {
 	each(c[:min(n, len(c))], func(level, typ int32, data []byte) bool {
 		switch {

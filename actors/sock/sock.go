@@ -17,14 +17,16 @@ type Host struct {
 	Scope uint32
 	// Out4 and Out6 are source addresses to bind to; invalid: the kernel chooses.
 	Out4, Out6 netip.Addr
-	// Device4 and Device6 are the interfaces that sockets are bound to (SO_BINDTODEVICE, socket(7));
-	// empty: the routes decide.
+	// Device4 and Device6 are the interfaces that sockets are bound to (SO_BINDTODEVICE,
+	// socket(7)); empty: the routes decide.
 	Device4, Device6 string
-	// FreeBind lets UDP sockets have a source address that the host does not have (IP_FREEBIND, ip(7)).
+	// FreeBind lets UDP sockets have a source address that the host does not have (IP_FREEBIND,
+	// ip(7)).
 	FreeBind bool
 	// AnyPort has UDP sockets have ports of the kernel's choice, and never the guest's own.
 	AnyPort bool
-	// Ports knows the ports of UDP sockets, and what stands for those that they could not have; nil: nothing does.
+	// Ports knows the ports of UDP sockets, and what stands for those that they could not have;
+	// nil: nothing does.
 	Ports *Ports
 	// Log is told what a connection does without; nil: nobody is.
 	Log *zap.Logger

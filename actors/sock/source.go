@@ -8,9 +8,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Destination reads the first n bytes of c: the address a datagram was sent to, an IPv4 one mapped to IPv6, and
-// the interface it came in by (IP_PKTINFO, IPV6_PKTINFO; ip(7), ipv6(7)). ours is false for the address of a
-// group or a broadcast address. ok is false if the kernel does not say.
+// Destination reads the first n bytes of c: the address a datagram was sent to, an IPv4 one mapped
+// to IPv6, and the interface it came in by (IP_PKTINFO, IPV6_PKTINFO; ip(7), ipv6(7)). ours is
+// false for the address of a group or a broadcast address. ok is false if the kernel does not say.
 func (c *Control) Destination(n int) (at [16]byte, iface uint32, ours, ok bool) {
 	for b := c[:min(n, len(c))]; len(b) > unix.SizeofCmsghdr; {
 		h := (*unix.Cmsghdr)(unsafe.Pointer(&b[0]))
@@ -21,7 +21,8 @@ func (c *Control) Destination(n int) (at [16]byte, iface uint32, ours, ok bool) 
 		data := b[unix.CmsgLen(0):end]
 		switch {
 		case h.Level == unix.SOL_IP && h.Type == unix.IP_PKTINFO && len(data) >= unix.SizeofInet4Pktinfo:
-			// It knows broadcast addresses; IPV6_PKTINFO, which a socket for both families has as well, does not.
+			// It knows broadcast addresses; IPV6_PKTINFO, which a socket for both families has as
+			// well, does not.
 			at = [16]byte{10: 0xff, 11: 0xff, 12: data[8], 13: data[9], 14: data[10], 15: data[11]}
 			ours = [4]byte(data[4:8]) == [4]byte(data[8:12]) // where an answer would come from
 			return at, binary.NativeEndian.Uint32(data), ours, true
@@ -34,8 +35,8 @@ func (c *Control) Destination(n int) (at [16]byte, iface uint32, ours, ok bool) 
 	return at, iface, ours, ok
 }
 
-// Source is the address of the host that datagrams of an unconnected socket come from; the zero value leaves it
-// to the kernel.
+// Source is the address of the host that datagrams of an unconnected socket come from; the zero
+// value leaves it to the kernel.
 type Source struct {
 	b [40]byte // a control message
 	n uint8
@@ -69,8 +70,8 @@ func (s *Source) Chosen() bool { return s.n > 0 }
 // SendControl is room for the control messages of a row that is sent from a Source.
 type SendControl [64]byte
 
-// Attach has h, whose payload is a row of datagrams of size bytes, or one datagram if size is 0, sent from s. c
-// and s are h's until then.
+// Attach has h, whose payload is a row of datagrams of size bytes, or one datagram if size is 0,
+// sent from s. c and s are h's until then.
 func (c *SendControl) Attach(h *unix.Msghdr, size int, s *Source) {
 	switch {
 	case size == 0 && s.n == 0:

@@ -7,8 +7,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Stream returns a TCP socket of the address family that sends small segments at once
-// (TCP_NODELAY) and has urgent data in its place (see PrepareStream), bound to nothing and connected to nobody. Errors are those of socket(2).
+// Stream returns a TCP socket of the address family that sends small segments at once (TCP_NODELAY)
+// and has urgent data in its place (see PrepareStream), bound to nothing and connected to nobody.
+// Errors are those of socket(2).
 func Stream(v4 bool) (int, error) {
 	fd, e := rawSocket(family(v4), unix.SOCK_STREAM)
 	if e != 0 {
@@ -23,8 +24,9 @@ func Stream(v4 bool) (int, error) {
 func Connect(fd int, addr netip.AddrPort) unix.Errno { return rawConnect(fd, addr, 0) }
 
 // Packet returns a UDP socket of the address family that can share its port with others
-// (SO_REUSEADDR, socket(7)) and takes rows of datagrams in one piece (UDP_GRO, udp(7)) where the kernel
-// can, bound to nothing and connected to nobody. Errors are those of socket(2) and setsockopt(2).
+// (SO_REUSEADDR, socket(7)) and takes rows of datagrams in one piece (UDP_GRO, udp(7)) where the
+// kernel can, bound to nothing and connected to nobody. Errors are those of socket(2) and
+// setsockopt(2).
 func Packet(v4 bool) (int, error) {
 	fd, e := rawSocket(family(v4), unix.SOCK_DGRAM)
 	if e != 0 {

@@ -8,19 +8,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// UDP returns a UDP socket connected to addr and bound to port, the guest's own source port, and what is to be
-// released when it is closed.
+// UDP returns a UDP socket connected to addr and bound to port, the guest's own source port, and
+// what is to be released when it is closed.
 //
-// A port that is in use on the host, or is not ours to have (privileged), or any if AnyPort is set, is replaced by
-// one of the kernel's choice, the same one for all peers (see Ports): the flow works then, and only a peer that
-// insists on the port number notices. Only flows of the guest's share a port, and what listens for the guest's port of
-// the same number. Port 0 is any that no other socket has.
+// A port that is in use on the host, or is not ours to have (privileged), or any if AnyPort is set,
+// is replaced by one of the kernel's choice, the same one for all peers (see Ports): the flow works
+// then, and only a peer that insists on the port number notices. Only flows of the guest's share a
+// port, and what listens for the guest's port of the same number. Port 0 is any that no other
+// socket has.
 //
 // The socket queues ICMP errors (IP_RECVERR, ip(7)) and takes rows of datagrams in one piece
 // (UDP_GRO, udp(7), Linux 5.0) where the kernel can, and tells time to live and type of service of
-// what it receives. Between bind and connect it may receive
-// datagrams of others: those are the first in its queue. Errors are those of socket(2), setsockopt(2),
-// bind(2) and connect(2); a broadcast address is refused (EACCES).
+// what it receives. Between bind and connect it may receive datagrams of others: those are the
+// first in its queue. Errors are those of socket(2), setsockopt(2), bind(2) and connect(2); a
+// broadcast address is refused (EACCES).
 func (h *Host) UDP(port uint16, addr netip.AddrPort) (fd int, held Held, err error) {
 	v4 := addr.Addr().Is4()
 	fd, err = unix.Socket(family(v4), unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
@@ -95,8 +96,8 @@ func (h *Host) udp(fd int, v4 bool, port uint16, addr netip.AddrPort) (Held, err
 		}
 		var err error
 		held, err = ports.bind(v4, port, h.AnyPort, func(port uint16, ours bool) (uint16, error) {
-			// Who binds without SO_REUSEADDR finds out whether anybody has the port; with it set later on it can
-			// be shared all the same.
+			// Who binds without SO_REUSEADDR finds out whether anybody has the port; with it set
+			// later on it can be shared all the same.
 			if ours {
 				if err := reuse(fd); err != nil {
 					return 0, err

@@ -157,8 +157,8 @@ func TestCall(t *testing.T) {
 	})
 }
 
-// TestCallIsRepeated plays the clock: the same SYN after 1, 2, 3, 4, 5, 7 and 11 seconds, and a reset
-// both ways after 19.
+// TestCallIsRepeated plays the clock: the same SYN after 1, 2, 3, 4, 5, 7 and 11 seconds, and a
+// reset both ways after 19.
 func TestCallIsRepeated(t *testing.T) {
 	forFamilies(t, func(t *testing.T, fam family) {
 		b := newAccepted(t, fam)

@@ -98,8 +98,8 @@ func (s *steady) offer(n int) {
 	}
 }
 
-// next reads the next frame to the guest and returns the segment's acknowledgement and the length of
-// its data.
+// next reads the next frame to the guest and returns the segment's acknowledgement and the length
+// of its data.
 func (s *steady) next() (ack uint32, n int) {
 	got, err := s.link.Read(s.buf)
 	if err != nil {

@@ -21,8 +21,8 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// patience is how long a test waits for what must happen: long enough for a machine that is busy with
-// other things, and under the race detector. Only a test that fails takes that long.
+// patience is how long a test waits for what must happen: long enough for a machine that is busy
+// with other things, and under the race detector. Only a test that fails takes that long.
 const patience = 2 * time.Minute
 
 const (
@@ -253,7 +253,8 @@ func (b *bed) decode(f []byte) (seg, error) {
 		frame.Src(f) != ourMAC || frame.Dst(f) != guestMAC {
 		return seg{}, fmt.Errorf("frame is for somebody else: %+v", p)
 	}
-	if p.TTL != 255 || p.TOS != 0 || !p.V6 && binary.BigEndian.Uint32(f[p.L3+4:]) != 0x4000 { // no identification; not to be fragmented
+	// no identification; not to be fragmented
+	if p.TTL != 255 || p.TOS != 0 || !p.V6 && binary.BigEndian.Uint32(f[p.L3+4:]) != 0x4000 {
 		return seg{}, fmt.Errorf("IP header % x", f[p.L3:p.L4])
 	}
 	h := frame.TCPHeader(f[p.L4:p.End])

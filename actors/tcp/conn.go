@@ -29,7 +29,8 @@ const (
 	inactivity = flow.Time(2 * time.Hour)
 	linkRetry  = flow.Time(2 * time.Millisecond)   // after the link dropped a frame of ours
 	tryAgain   = flow.Time(100 * time.Millisecond) // after the kernel had no memory for a call
-	finRepeats = 3                                 // of the guest's FIN, until it is acknowledged before the peer has
+	// of the guest's FIN, until it is acknowledged before the peer has
+	finRepeats = 3
 )
 
 type state uint8
@@ -88,10 +89,11 @@ type conn struct {
 	lastWnd uint32    // window when rcvEdge was moved last
 	pending int       // bytes before rcvNxt that are in a batch, and may yet be refused
 	heldLen int
-	sendAt  flow.Time // when what is held is offered once more to a socket that had no memory for it; 0: not set
-	held    []chunk
-	early   reassembly
-	credit  flow.Credit // for held, early and promised
+	// when what is held is offered once more to a socket that had no memory for it; 0: not set
+	sendAt flow.Time
+	held   []chunk
+	early  reassembly
+	credit flow.Credit // for held, early and promised
 
 	promised int    // bytes of the window that the socket may not have room for
 	first    uint16 // window advertised with our SYN, not scaled
@@ -122,8 +124,8 @@ type chunk struct {
 	cost int // what conn.credit is charged with for it
 }
 
-// newChunk returns a chunk of data, which lies in run, for a while that may be long: while slabs are scarce it
-// is a copy.
+// newChunk returns a chunk of data, which lies in run, for a while that may be long: while slabs
+// are scarce it is a copy.
 func newChunk(data []byte, run *flow.Run) chunk {
 	ch := chunk{data: data, cost: len(data) + chunkCost}
 	if run.Lendable() {

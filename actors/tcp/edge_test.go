@@ -24,8 +24,8 @@ func (b *bed) peerFD(f func(fd int) error) {
 	}
 }
 
-// TestUrgentDataIsData: what telnet and rlogin send as urgent arrives in its place in the stream, in both
-// directions, and what follows it too.
+// TestUrgentDataIsData: what telnet and rlogin send as urgent arrives in its place in the stream,
+// in both directions, and what follows it too.
 func TestUrgentDataIsData(t *testing.T) {
 	forFamilies(t, func(t *testing.T, fam family) {
 		for _, accepted := range []bool{false, true} {
@@ -43,7 +43,8 @@ func TestUrgentDataIsData(t *testing.T) {
 			b.acked()
 			b.peerFD(func(fd int) error {
 				unix.Write(fd, data(0, 100))
-				if err := unix.Send(fd, data(100, 51), unix.MSG_OOB); err != nil { // the last byte is
+				// the last byte is
+				if err := unix.Send(fd, data(100, 51), unix.MSG_OOB); err != nil {
 					return err
 				}
 				unix.Write(fd, data(151, 49))
@@ -114,8 +115,8 @@ func TestGuestThatForgotTheConnection(t *testing.T) {
 	}
 }
 
-// TestGuestProbesAClosedWindow: the answer says what the window is now, with either kind of probe, and
-// what lies beyond the window is not taken.
+// TestGuestProbesAClosedWindow: the answer says what the window is now, with either kind of probe,
+// and what lies beyond the window is not taken.
 func TestGuestProbesAClosedWindow(t *testing.T) {
 	for _, tt := range []struct {
 		name string
@@ -195,8 +196,8 @@ func (b *bed) readAll(n int) []byte {
 	}
 }
 
-// TestWindowOpensInLargeSteps: a peer that reads a little at a time does not have the guest send small
-// segments (silly window syndrome: RFC 9293, section 3.8.6.2.2).
+// TestWindowOpensInLargeSteps: a peer that reads a little at a time does not have the guest send
+// small segments (silly window syndrome: RFC 9293, section 3.8.6.2.2).
 func TestWindowOpensInLargeSteps(t *testing.T) {
 	b := newBed(t, families[0])
 	b.establish(b.play)
@@ -222,8 +223,8 @@ func TestWindowOpensInLargeSteps(t *testing.T) {
 	}
 }
 
-// TestGuestWithASmallWindow: no small segment is sent while others are on the way, and what fits is when
-// nothing is (RFC 9293, section 3.8.6.2.1).
+// TestGuestWithASmallWindow: no small segment is sent while others are on the way, and what fits is
+// when nothing is (RFC 9293, section 3.8.6.2.1).
 func TestGuestWithASmallWindow(t *testing.T) {
 	b := newBed(t, families[0])
 	b.wnd = (2*guestMSS + 100) >> 7
@@ -243,8 +244,8 @@ func TestGuestWithASmallWindow(t *testing.T) {
 	b.wantData(all[2*guestMSS : 2*guestMSS+500>>7<<7])
 }
 
-// TestOldAcknowledgements: a segment from long ago is answered, and nothing in it is believed (RFC 5961,
-// section 5).
+// TestOldAcknowledgements: a segment from long ago is answered, and nothing in it is believed (RFC
+// 5961, section 5).
 func TestOldAcknowledgements(t *testing.T) {
 	b := newBed(t, families[0])
 	b.establish(b.play)
@@ -274,8 +275,8 @@ func TestOldAcknowledgements(t *testing.T) {
 	}
 }
 
-// TestKeepAliveOpensTheWindow: a guest that has lost its announcement says in a keep-alive what its window
-// is.
+// TestKeepAliveOpensTheWindow: a guest that has lost its announcement says in a keep-alive what its
+// window is.
 func TestKeepAliveOpensTheWindow(t *testing.T) {
 	b := newBed(t, families[0])
 	b.establish(b.play)

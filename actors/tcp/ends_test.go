@@ -21,8 +21,8 @@ func (b *bed) peerEnds() {
 	b.c.sendFIN()
 }
 
-// TestWindowOpensBehindTheEnd: a guest that has ended its direction, and whose window was closed, goes on to
-// receive when it opens.
+// TestWindowOpensBehindTheEnd: a guest that has ended its direction, and whose window was closed,
+// goes on to receive when it opens.
 func TestWindowOpensBehindTheEnd(t *testing.T) {
 	b := newBed(t, families[0])
 	b.establish(b.play)
@@ -88,7 +88,8 @@ func TestLossBehindAnEnd(t *testing.T) {
 			if s := b.receive(); s.seq != b.rcv || !bytes.Equal(s.data, all[:guestMSS]) {
 				t.Errorf("guest gets %v", s)
 			}
-			// The acknowledgement shows whether something else is missing: the peer's end, and not the data.
+			// The acknowledgement shows whether something else is missing: the peer's end, and not
+			// the data.
 			b.rcv += 4 * guestMSS
 			b.send(seg{})
 			b.turn()
@@ -103,8 +104,8 @@ func TestLossBehindAnEnd(t *testing.T) {
 	}
 }
 
-// TestEndAcknowledgesWhatHasCome: a guest whose data and our end cross learns with the end that the data has
-// arrived.
+// TestEndAcknowledgesWhatHasCome: a guest whose data and our end cross learns with the end that the
+// data has arrived.
 func TestEndAcknowledgesWhatHasCome(t *testing.T) {
 	b := newBed(t, families[0])
 	b.establish(b.play)
@@ -117,8 +118,8 @@ func TestEndAcknowledgesWhatHasCome(t *testing.T) {
 	}
 }
 
-// TestNothingIsAcknowledgedTwice: a guest that sends no more is told no more, until it is asked whether it is
-// still there.
+// TestNothingIsAcknowledgedTwice: a guest that sends no more is told no more, until it is asked
+// whether it is still there.
 func TestNothingIsAcknowledgedTwice(t *testing.T) {
 	for _, tt := range []struct {
 		name string
@@ -151,8 +152,9 @@ func TestNothingIsAcknowledgedTwice(t *testing.T) {
 	}
 }
 
-// TestManySmallSegmentsFillASocket: what the guest sends in them takes more of the kernel's memory than of its
-// window. All of it arrives, and what has to be held for the socket stays within bounds.
+// TestManySmallSegmentsFillASocket: what the guest sends in them takes more of the kernel's memory
+// than of its window. All of it arrives, and what has to be held for the socket stays within
+// bounds.
 func TestManySmallSegmentsFillASocket(t *testing.T) {
 	const size = 50
 	b := newBed(t, families[0])

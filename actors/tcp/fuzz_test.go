@@ -18,8 +18,8 @@ import (
 	"fusilli/tapio/frame"
 )
 
-// The operations of FuzzSegments and FuzzHandshake: four bytes each. The first eight are the guest's, others the
-// peer's and those of what lies around the connection.
+// The operations of FuzzSegments and FuzzHandshake: four bytes each. The first eight are the
+// guest's, others the peer's and those of what lies around the connection.
 const (
 	opData    = iota // the guest sends a segment at an offset from what was acknowledged
 	opFlags          // one with any flags
@@ -49,11 +49,12 @@ const (
 	chooseFullEarly             // and so before its turn
 )
 
-// FuzzSegments has a guest send any segments on an established connection, a peer do anything with its socket, the
-// link lose frames, and time pass. The guest's stream is the same bytes at each place whatever segment
-// carries them, so that whatever arrives out of order, twice or not at all is seen by the peer; it must get the
-// stream up to an end that the guest has sent, and nothing else. The other direction is checked in the same
-// way. Afterwards all of them do as they should, and the connection carries both streams to their ends.
+// FuzzSegments has a guest send any segments on an established connection, a peer do anything with
+// its socket, the link lose frames, and time pass. The guest's stream is the same bytes at each
+// place whatever segment carries them, so that whatever arrives out of order, twice or not at all
+// is seen by the peer; it must get the stream up to an end that the guest has sent, and nothing
+// else. The other direction is checked in the same way. Afterwards all of them do as they should,
+// and the connection carries both streams to their ends.
 func FuzzSegments(f *testing.F) {
 	const syn, ack, fin, rst = frame.SYN, frame.ACK, frame.FIN, frame.RST
 	run, read := []byte{opRun, 0, 0, 0}, []byte{opRead, 255, 255, 0}
@@ -82,9 +83,9 @@ func FuzzSegments(f *testing.F) {
 	f.Fuzz(func(t *testing.T, in []byte) { fuzzConn(t, in, true) })
 }
 
-// FuzzHandshake is FuzzSegments from before the guest's answer to our SYN, or SYN,ACK, on. A guest that goes on as it
-// should afterwards gets a connection that carries its stream, or was told that there is none, as was the
-// peer.
+// FuzzHandshake is FuzzSegments from before the guest's answer to our SYN, or SYN,ACK, on. A guest
+// that goes on as it should afterwards gets a connection that carries its stream, or was told that
+// there is none, as was the peer.
 func FuzzHandshake(f *testing.F) {
 	const syn, ack, fin, rst = frame.SYN, frame.ACK, frame.FIN, frame.RST
 	run := []byte{opRun, 0, 0, 0}
@@ -167,14 +168,16 @@ var shared = sync.OnceValue(func() *fuzzed {
 	return s
 })
 
-// Dial connects from another loopback address each time: connections in TIME-WAIT keep a port of one.
+// Dial connects from another loopback address each time: connections in TIME-WAIT keep a port of
+// one.
 func (s *fuzzed) Dial(netip.AddrPort) (int, error) {
 	fd, err := sock.Stream(true)
 	if err != nil {
 		return -1, err
 	}
 	s.calls++
-	// Which processes fuzz side by side does not matter: a pair of ports that is taken is not chosen.
+	// Which processes fuzz side by side does not matter: a pair of ports that is taken is not
+	// chosen.
 	unix.SetsockoptInt(fd, unix.SOL_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1)
 	if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 1, byte(s.calls >> 8), byte(s.calls)}}); err != nil {
 		return -1, err
@@ -236,20 +239,21 @@ func (never) OnRoom(func()) {}
 // fuzzGuest is the guest, its peer, and the actor, which are all played by one goroutine.
 type fuzzGuest struct {
 	*bed
-	s        *fuzzed
-	choice   byte
-	ops      int
-	segs     []seg
-	peer     int          // the peer's socket; -1 when it has closed it
-	ends     map[int]bool // where the guest's stream has ended, by one segment or another
-	top      int          // the furthest that it may have got
-	reset    bool         // somebody has asked for a reset, or a segment was sent that makes no sense
-	replaced bool         // the guest has sent a SYN that may replace the connection
-	timers   int          // that have gone off
-	ended    bool         // the peer has ended its direction
-	written  int          // bytes the peer has sent
-	others   int          // bytes that other flows hold
-	release  func()       // gives these back
+	s      *fuzzed
+	choice byte
+	ops    int
+	segs   []seg
+	peer   int          // the peer's socket; -1 when it has closed it
+	ends   map[int]bool // where the guest's stream has ended, by one segment or another
+	top    int          // the furthest that it may have got
+	// somebody has asked for a reset, or a segment was sent that makes no sense
+	reset    bool
+	replaced bool   // the guest has sent a SYN that may replace the connection
+	timers   int    // that have gone off
+	ended    bool   // the peer has ended its direction
+	written  int    // bytes the peer has sent
+	others   int    // bytes that other flows hold
+	release  func() // gives these back
 
 	got   int // bytes the peer has read
 	eof   bool
@@ -328,8 +332,8 @@ func newFuzzGuest(t *testing.T, choice byte) *fuzzGuest {
 
 var havePeekOff = sync.OnceValue(func() bool { return sock.PeekOffset(unix.AF_INET) })
 
-// smallBuffers makes the actor's socket, fd, take little, and the peer's. With less the kernel waits for its own
-// timers where there is no room for a segment of the loopback's size.
+// smallBuffers makes the actor's socket, fd, take little, and the peer's. With less the kernel
+// waits for its own timers where there is no room for a segment of the loopback's size.
 func (g *fuzzGuest) smallBuffers(fd int) {
 	unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, 48<<10)
 	unix.SetsockoptInt(g.peer, unix.SOL_SOCKET, unix.SO_RCVBUF, 96<<10)
@@ -561,7 +565,8 @@ func (g *fuzzGuest) place(s *seg, at int) {
 	g.segs = append(g.segs, *s)
 }
 
-// wait has the time come at which the next timer goes off. Not even a guest that is silent for a while is given up.
+// wait has the time come at which the next timer goes off. Not even a guest that is silent for a
+// while is given up.
 func (g *fuzzGuest) wait() {
 	c := g.c
 	switch {
@@ -587,7 +592,8 @@ func (g *fuzzGuest) flush() {
 // read has the peer read up to n bytes.
 func (g *fuzzGuest) read(n int) {
 	var buf [16 << 10]byte
-	defer unix.SetsockoptInt(g.peer, unix.SOL_TCP, unix.TCP_QUICKACK, 1) // a delayed acknowledgement would be waited for
+	// a delayed acknowledgement would be waited for
+	defer unix.SetsockoptInt(g.peer, unix.SOL_TCP, unix.TCP_QUICKACK, 1)
 	for n > 0 && !g.eof && !g.rsted {
 		m, err := unix.Read(g.peer, buf[:min(n, len(buf))])
 		switch {

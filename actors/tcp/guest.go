@@ -33,7 +33,8 @@ type batch struct {
 
 var batches = sync.Pool{New: func() any { return new(batch) }}
 
-// fromGuest handles the runs of segments that have come and releases them, or keeps them as held data.
+// fromGuest handles the runs of segments that have come and releases them, or keeps them as held
+// data.
 func (c *conn) fromGuest() {
 	if !c.port.Mail() {
 		return
@@ -66,8 +67,8 @@ func (c *conn) fromGuest() {
 	batches.Put(b)
 }
 
-// handle handles the run r, which b holds from here on, to r's end or until the connection is over; then r
-// is what is left of it.
+// handle handles the run r, which b holds from here on, to r's end or until the connection is over;
+// then r is what is left of it.
 func (c *conn) handle(r *flow.Run, b *batch) {
 	run := b.hold(r)
 	var v flow.View
@@ -179,7 +180,8 @@ func (c *conn) inOrder(seq uint32, data []byte, run *flow.Run) []byte {
 		return nil
 	}
 	if seqGT(seq, c.rcvNxt) {
-		// A gap. It is kept until that is filled. One acknowledgement for each such segment lets the guest count them (RFC 5681).
+		// A gap. It is kept until that is filled. One acknowledgement for each such segment lets
+		// the guest count them (RFC 5681).
 		c.insert(seq, data, run)
 		c.sendAck()
 		return nil
@@ -199,12 +201,14 @@ func (c *conn) inOrder(seq uint32, data []byte, run *flow.Run) []byte {
 	return data
 }
 
-// acceptable reports whether a segment with n bytes of payload that begins at seq lies in the window. This is the
-// first check (RFC 9293, section 3.10.7.4): of a segment that fails it nothing is believed, neither its
-// acknowledgement nor its window, and it is answered with an acknowledgement.
+// acceptable reports whether a segment with n bytes of payload that begins at seq lies in the
+// window. This is the first check (RFC 9293, section 3.10.7.4): of a segment that fails it nothing
+// is believed, neither its acknowledgement nor its window, and it is answered with an
+// acknowledgement.
 //
-// Two kinds of segments at the edges pass as they do in Linux: one that begins at the right edge, as a guest's
-// acknowledgements do that has filled the window, and a repetition that ends at the left one.
+// Two kinds of segments at the edges pass as they do in Linux: one that begins at the right edge,
+// as a guest's acknowledgements do that has filled the window, and a repetition that ends at the
+// left one.
 func (c *conn) acceptable(seq uint32, n int, fl uint8) bool {
 	end := seq + uint32(n)
 	if fl&frame.FIN != 0 {
@@ -236,7 +240,8 @@ func (c *conn) synAgain(tcp frame.TCPHeader) {
 	}
 }
 
-// guestReset handles RST behind the payload of b (RFC 5961, section 3): only the exact sequence number resets.
+// guestReset handles RST behind the payload of b (RFC 5961, section 3): only the exact sequence
+// number resets.
 func (c *conn) guestReset(seq uint32, b *batch) {
 	switch {
 	case seq == c.rcvNxt || seq == c.ackSent:
@@ -349,8 +354,8 @@ func (b *batch) release() {
 	b.nruns = 0
 }
 
-// push hands b's payload to the socket, behind what is held, and holds what the socket does not take. What
-// there is no room for either is refused. b has no payload afterwards, but its runs.
+// push hands b's payload to the socket, behind what is held, and holds what the socket does not
+// take. What there is no room for either is refused. b has no payload afterwards, but its runs.
 func (c *conn) push(b *batch) {
 	if b.n == 0 {
 		return
@@ -379,8 +384,8 @@ func (c *conn) push(b *batch) {
 	c.openWindow(false)
 }
 
-// hold keeps b's payload but for its first skip bytes, as far as there is room for it, and returns how much
-// it keeps.
+// hold keeps b's payload but for its first skip bytes, as far as there is room for it, and returns
+// how much it keeps.
 func (c *conn) hold(b *batch, skip int) (n int) {
 	for i := 0; i < b.n; i++ {
 		d := unsafe.Slice(b.iov[i].Base, int(b.iov[i].Len))
@@ -402,9 +407,10 @@ func (c *conn) hold(b *batch, skip int) (n int) {
 	return n
 }
 
-// refuse takes back that the last n bytes of what was received were. The guest, which gets no acknowledgement for
-// them, sends them again, as if they were lost on the way. The window stays: not all guests cope with one that
-// shrinks (RFC 9293, section 3.8.6). It is the last resort, since windows promise no more than there is.
+// refuse takes back that the last n bytes of what was received were. The guest, which gets no
+// acknowledgement for them, sends them again, as if they were lost on the way. The window stays:
+// not all guests cope with one that shrinks (RFC 9293, section 3.8.6). It is the last resort, since
+// windows promise no more than there is.
 func (c *conn) refuse(n int) {
 	if c.guestFIN {
 		c.guestFIN = false
@@ -434,7 +440,8 @@ func (c *conn) flush() {
 		c.dropHeld(n)
 		if n < b.len {
 			if n == 0 && sock.Poll(c.fd, unix.POLLOUT) != 0 {
-				err = unix.ENOBUFS // so the kernel is short of memory for sockets (tcp_mem, tcp(7)), and says EAGAIN
+				// so the kernel is short of memory for sockets (tcp_mem, tcp(7)), and says EAGAIN
+				err = unix.ENOBUFS
 			}
 			c.awaitSend(err)
 			break
@@ -448,8 +455,8 @@ func (c *conn) flush() {
 	}
 }
 
-// awaitSend has what is held offered to the socket again, which has not taken all of it because of err, if
-// that is not 0.
+// awaitSend has what is held offered to the socket again, which has not taken all of it because of
+// err, if that is not 0.
 func (c *conn) awaitSend(err unix.Errno) {
 	if sock.NoMemory(err) {
 		c.sendAt = flow.Now() + tryAgain // it may be writable all the same
@@ -486,12 +493,12 @@ func (c *conn) releaseHeld() {
 	c.credit.Give(&c.env.Held, cost)
 }
 
-// sure is how much of a send buffer with free bytes of room takes payload for sure: not all, since segments have
-// their cost there.
+// sure is how much of a send buffer with free bytes of room takes payload for sure: not all, since
+// segments have their cost there.
 func sure(free int) int { return max(free, 0) / 4 * 3 }
 
-// promise takes n bytes of credit, and gives back what was taken so before; as far as n is more and the budget
-// does not have it, it leaves that as it is.
+// promise takes n bytes of credit, and gives back what was taken so before; as far as n is more and
+// the budget does not have it, it leaves that as it is.
 func (c *conn) promise(n int) {
 	if n <= c.promised {
 		c.credit.Give(&c.env.Held, c.promised-n)
@@ -501,7 +508,8 @@ func (c *conn) promise(n int) {
 	c.promised = n
 }
 
-// settle gives back what was promised and is not needed any more, for the socket has room for all of the window.
+// settle gives back what was promised and is not needed any more, for the socket has room for all
+// of the window.
 func (c *conn) settle() {
 	if len(c.held) > 0 {
 		return
@@ -523,9 +531,10 @@ func (c *conn) firstWindow() uint16 {
 	return uint16(min(max(w+c.promised, leastWindow), 65535))
 }
 
-// openWindow moves the right edge of the advertised window if little of it is left, or if told to. What goes beyond
-// the room in the socket's send buffer is promised out of the budget of all flows, so that it can be held. Where the
-// window must wait for the socket, openWindow sees to it that it is called again.
+// openWindow moves the right edge of the advertised window if little of it is left, or if told to.
+// What goes beyond the room in the socket's send buffer is promised out of the budget of all flows,
+// so that it can be held. Where the window must wait for the socket, openWindow sees to it that it
+// is called again.
 func (c *conn) openWindow(force bool) {
 	left := c.window()
 	if !force && left > int(c.lastWnd)/2 && left >= c.mss {
@@ -553,7 +562,8 @@ func (c *conn) openWindow(force bool) {
 	}
 }
 
-// moveEdge moves the right edge of the advertised window so that it has room bytes, if that is worth saying.
+// moveEdge moves the right edge of the advertised window so that it has room bytes, if that is
+// worth saying.
 func (c *conn) moveEdge(room int) {
 	if c.scale == 0 {
 		room = min(room, 65535)

@@ -10,8 +10,9 @@ import (
 	"fusilli/tapio/frame"
 )
 
-// TestSYNThatCameLate: the guest has had the connection already, which is over for it, and the copy of
-// its SYN that has opened another one is of no use to it. The peer of that is not left alone with it.
+// TestSYNThatCameLate: the guest has had the connection already, which is over for it, and the copy
+// of its SYN that has opened another one is of no use to it. The peer of that is not left alone
+// with it.
 func TestSYNThatCameLate(t *testing.T) {
 	forFamilies(t, func(t *testing.T, fam family) {
 		b := newBed(t, fam)

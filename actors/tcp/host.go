@@ -69,8 +69,8 @@ func (c *conn) forward() bool {
 		}
 		fl := uint8(0)
 		if n < room || flight == 0 && !c.holdsMore(n) {
-			// Nothing follows it: some guests keep data back until they see that. To ask costs a call, and who
-			// has more in flight is likely to have more to come.
+			// Nothing follows it: some guests keep data back until they see that. To ask costs a
+			// call, and who has more in flight is likely to have more to come.
 			fl = frame.PSH
 		}
 		now := c.arm()
@@ -101,7 +101,8 @@ func (c *conn) forward() bool {
 	}
 }
 
-// arm starts the retransmission timer for data about to be sent, unless it runs. It returns the time.
+// arm starts the retransmission timer for data about to be sent, unless it runs. It returns the
+// time.
 func (c *conn) arm() flow.Time {
 	now := flow.Now()
 	c.liveAt = now

@@ -27,8 +27,8 @@ func (l *fullLink) Write(b []byte) error {
 	return l.Link.Write(b)
 }
 
-// TestFramesTheLinkHasNoRoomFor: data that the link has dropped comes again, in order and once, and so does
-// the end.
+// TestFramesTheLinkHasNoRoomFor: data that the link has dropped comes again, in order and once, and
+// so does the end.
 func TestFramesTheLinkHasNoRoomFor(t *testing.T) {
 	forFamilies(t, func(t *testing.T, fam family) {
 		b := newBed(t, fam)
@@ -76,8 +76,8 @@ func TestFramesTheLinkHasNoRoomFor(t *testing.T) {
 	})
 }
 
-// TestWindowShrinksWithDataOnTheWay: nothing is sent into it, and what the guest has not taken comes again
-// when it opens.
+// TestWindowShrinksWithDataOnTheWay: nothing is sent into it, and what the guest has not taken
+// comes again when it opens.
 func TestWindowShrinksWithDataOnTheWay(t *testing.T) {
 	b := newBed(t, families[0])
 	b.establish(b.play)
@@ -106,8 +106,8 @@ func TestWindowShrinksWithDataOnTheWay(t *testing.T) {
 	b.wantData(all[guestMSS:])
 }
 
-// TestLastSegmentIsPushed: guests may keep data back until they see PSH, also if it fills a frame or the guest's
-// window exactly.
+// TestLastSegmentIsPushed: guests may keep data back until they see PSH, also if it fills a frame
+// or the guest's window exactly.
 func TestLastSegmentIsPushed(t *testing.T) {
 	full := maxSegment(false) / guestMSS * guestMSS
 	for _, tt := range []struct {
@@ -178,7 +178,8 @@ func TestDataBehindTheEnd(t *testing.T) {
 	}
 }
 
-// TestHalfClosedForHours: a direction that is open stays so, however long ago the other one has ended.
+// TestHalfClosedForHours: a direction that is open stays so, however long ago the other one has
+// ended.
 func TestHalfClosedForHours(t *testing.T) {
 	for _, who := range []string{"guest", "peer"} {
 		t.Run(who+" has ended", func(t *testing.T) {

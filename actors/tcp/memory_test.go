@@ -9,7 +9,8 @@ import (
 	"fusilli/tapio/frame"
 )
 
-// occupy has others hold all of the budget but for left bytes. They are given back by what it returns.
+// occupy has others hold all of the budget but for left bytes. They are given back by what it
+// returns.
 func (b *bed) occupy(left int) (release func()) {
 	b.t.Helper()
 	var list []*flow.Credit
@@ -28,8 +29,8 @@ func (b *bed) occupy(left int) (release func()) {
 	}
 }
 
-// unread has the guest send to a peer that reads nothing, size bytes at a time, until its window closes or
-// something is refused. It returns what was sent.
+// unread has the guest send to a peer that reads nothing, size bytes at a time, until its window
+// closes or something is refused. It returns what was sent.
 func (b *bed) unread(size int) (sent int) {
 	b.t.Helper()
 	for end := time.Now().Add(patience); int32(b.c.rcvEdge-b.snd) >= int32(size) && b.c.rcvNxt == b.snd; {
@@ -63,8 +64,9 @@ func (b *bed) drain() (s seg) {
 	}
 }
 
-// TestNoRoomIsNotAcknowledged: when neither the socket nor the budget of all flows has room, the guest keeps what
-// it sends, with a window that is closed. Once the peer reads, it sends that again, and all arrives.
+// TestNoRoomIsNotAcknowledged: when neither the socket nor the budget of all flows has room, the
+// guest keeps what it sends, with a window that is closed. Once the peer reads, it sends that
+// again, and all arrives.
 func TestNoRoomIsNotAcknowledged(t *testing.T) {
 	for _, tt := range []struct {
 		name string
@@ -92,7 +94,8 @@ func TestNoRoomIsNotAcknowledged(t *testing.T) {
 			if b.c.heldLen != 0 || b.env.Counters.HeldRefused.Load() == 0 {
 				t.Errorf("%d bytes are held", b.c.heldLen)
 			}
-			// What it acknowledges meanwhile counts, although it has sent more than it is allowed now.
+			// What it acknowledges meanwhile counts, although it has sent more than it is allowed
+			// now.
 			b.offer(seg{flags: frame.ACK, seq: b.snd, ack: b.rcv, wnd: 999})
 			b.turn()
 			b.c.fromHost()

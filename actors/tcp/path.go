@@ -8,9 +8,9 @@ const (
 	unsaidMTU = 576
 )
 
-// tooBig handles what a router behind the guest has said about the segment that begins at seq: packets longer
-// than mtu do not get there. It is believed about what is on the way only (RFC 5927, section 7.2), and
-// that is sent again in segments that fit. They do not grow again.
+// tooBig handles what a router behind the guest has said about the segment that begins at seq:
+// packets longer than mtu do not get there. It is believed about what is on the way only (RFC 5927,
+// section 7.2), and that is sent again in segments that fit. They do not grow again.
 func (c *conn) tooBig(seq uint32, mtu int) {
 	if c.state != established || seqLT(seq, c.sndUna) || seqGE(seq, c.sndMax) {
 		return

@@ -4,8 +4,8 @@ import (
 	"testing"
 )
 
-// TestRouterBehindTheGuest says that segments are too big: what is on the way is sent again in shorter ones, and
-// so is what follows. What it says about anything else is not believed.
+// TestRouterBehindTheGuest says that segments are too big: what is on the way is sent again in
+// shorter ones, and so is what follows. What it says about anything else is not believed.
 func TestRouterBehindTheGuest(t *testing.T) {
 	forFamilies(t, func(t *testing.T, fam family) {
 		b := newBed(t, fam)

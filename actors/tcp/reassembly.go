@@ -14,9 +14,9 @@ const (
 	chunkCost   = 128  // bytes of book-keeping a chunk is charged with
 )
 
-// early is what has come before its turn: segments behind a gap, and perhaps the guest's FIN. They
-// are in the order of their sequence numbers, do not overlap, and begin behind rcvNxt, except while
-// fill is about to take them.
+// reassembly is what has come before its turn: segments behind a gap, and perhaps the guest's FIN.
+// They are in the order of their sequence numbers, do not overlap, and begin behind rcvNxt, except
+// while fill is about to take them.
 type reassembly struct {
 	pieces []piece
 	last   int // index of the piece that came last
@@ -37,8 +37,8 @@ type piece struct {
 
 func (p *piece) end() uint32 { return p.seq + uint32(len(p.data)) }
 
-// keep holds what is new of data, which begins at seq behind rcvNxt and lies in run; as much of it as
-// the window covers and the limits allow. What is not kept the guest sends again.
+// insert holds what is new of data, which begins at seq behind rcvNxt and lies in run; as much of
+// it as the window covers and the limits allow. What is not kept the guest sends again.
 func (c *conn) insert(seq uint32, data []byte, run *flow.Run) {
 	if room := c.rcvEdge - seq; seqGT(c.rcvEdge, seq) && uint32(len(data)) > room {
 		data = data[:room]
@@ -74,7 +74,7 @@ func (c *conn) insert(seq uint32, data []byte, run *flow.Run) {
 	}
 }
 
-// insert makes data piece i and reports whether there is one more.
+// place makes data piece i and reports whether there is one more.
 func (c *conn) place(i int, seq uint32, data []byte, run *flow.Run) bool {
 	if len(c.early.pieces) >= earlyPieces {
 		return false
@@ -89,7 +89,7 @@ func (c *conn) place(i int, seq uint32, data []byte, run *flow.Run) bool {
 	return true
 }
 
-// fill takes what has come early and is due now.
+// drain takes what has come early and is due now.
 func (c *conn) drain() {
 	e := &c.early
 	b := batches.Get().(*batch)
@@ -99,7 +99,8 @@ func (c *conn) drain() {
 		n := 0
 		for ; n < len(e.pieces) && b.n < maxPieces && !seqGT(e.pieces[n].seq, c.rcvNxt); n++ {
 			p := &e.pieces[n]
-			p.data = p.data[min(c.rcvNxt-p.seq, uint32(len(p.data))):] // the gap was filled with more than was missing
+			// the gap was filled with more than was missing
+			p.data = p.data[min(c.rcvNxt-p.seq, uint32(len(p.data))):]
 			if room := c.rcvEdge - c.rcvNxt; uint32(len(p.data)) > room {
 				p.data = p.data[:room]
 			}
@@ -125,8 +126,8 @@ func (c *conn) drain() {
 	}
 }
 
-// pushPieces hands b, which has the payload of the first n pieces, to the socket, behind what is held,
-// and holds what it does not take.
+// pushPieces hands b, which has the payload of the first n pieces, to the socket, behind what is
+// held, and holds what it does not take.
 func (c *conn) pushPieces(b *batch, n int) {
 	if b.n == 0 {
 		return

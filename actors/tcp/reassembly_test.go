@@ -65,8 +65,8 @@ func TestEndBehindAGap(t *testing.T) {
 	b.acked()
 }
 
-// TestEarlySegmentsAreBounded: a guest that never fills a gap has us keep earlyPieces segments and no
-// more, and nothing outside its window; while slabs are scarce it holds none.
+// TestEarlySegmentsAreBounded: a guest that never fills a gap has us keep earlyPieces segments and
+// no more, and nothing outside its window; while slabs are scarce it holds none.
 func TestEarlySegmentsAreBounded(t *testing.T) {
 	b := newBed(t, families[0])
 	b.establish(b.play)

@@ -11,8 +11,8 @@ import (
 // length; 0 if there is to be none. in is the frame and pkt what was found in it.
 //
 // The answer is a reset (RFC 9293, section 3.10.7.1); but an acknowledgement if the connection has
-// ended well a moment ago, for a guest that did not get the last one, and none to one of the guest's
-// that comes late.
+// ended well a moment ago, for a guest that did not get the last one, and none to one of the
+// guest's that comes late.
 func Refuse(env *flow.Env, in []byte, pkt *frame.Packet, out []byte) int {
 	tcp := frame.TCPHeader(in[pkt.L4:pkt.End])
 	if tcp.Flags()&frame.RST != 0 {

@@ -10,7 +10,8 @@ import (
 	"fusilli/tapio/frame"
 )
 
-// left returns the flags and sequence number of the first segment that the actor, which has ended, left.
+// left returns the flags and sequence number of the first segment that the actor, which has ended,
+// left.
 func (b *bed) left() (flags uint8, seq uint32) {
 	b.t.Helper()
 	r, ok := b.port.HandedOver()
@@ -68,8 +69,8 @@ func TestPortsUsedAgainBeforeTheLastAck(t *testing.T) {
 	}
 }
 
-// TestPortsUsedAgainWithTheLastAck: the guest's last acknowledgement and its next SYN with the same ports are
-// read in one go.
+// TestPortsUsedAgainWithTheLastAck: the guest's last acknowledgement and its next SYN with the same
+// ports are read in one go.
 func TestPortsUsedAgainWithTheLastAck(t *testing.T) {
 	b := newBed(t, families[0])
 	b.establish(b.serve)

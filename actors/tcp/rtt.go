@@ -6,12 +6,12 @@ import (
 	"fusilli/actors/flow"
 )
 
-// rtoAfterSYN is the time-out of a guest whose handshake took a repetition, until it is measured (RFC
-// 6298, section 5.7).
+// rtoAfterSYN is the time-out of a guest whose handshake took a repetition, until it is measured
+// (RFC 6298, section 5.7).
 const rtoAfterSYN = flow.Time(3 * time.Second)
 
-// rtt measures how long the guest takes to acknowledge, one segment at a time, and none that was sent
-// more than once (RFC 6298).
+// rtt measures how long the guest takes to acknowledge, one segment at a time, and none that was
+// sent more than once (RFC 6298).
 type rtt struct {
 	smooth, vary flow.Time
 	base         flow.Time // the time-out before any doubling
@@ -49,8 +49,8 @@ func (r *rtt) sample(d flow.Time) {
 	r.base = min(max(rtoMin, r.smooth+4*r.vary), rtoMax)
 }
 
-// handshake is told that the guest has answered our SYN, or SYN,ACK, which the time-out rto was running
-// for until rtoAt and which was repeated so many times.
+// handshake is told that the guest has answered our SYN, or SYN,ACK, which the time-out rto was
+// running for until rtoAt and which was repeated so many times.
 func (c *conn) handshake() {
 	if c.retries == 0 && c.rtoAt != 0 {
 		c.rtt.sample(c.seenAt - (c.rtoAt - c.rto))

@@ -7,8 +7,8 @@ import (
 	"fusilli/actors/flow"
 )
 
-// TestSlowGuestIsNotSentEverythingTwice: the time-out follows a guest that takes seconds to answer, and
-// comes back when it does not any more.
+// TestSlowGuestIsNotSentEverythingTwice: the time-out follows a guest that takes seconds to answer,
+// and comes back when it does not any more.
 func TestSlowGuestIsNotSentEverythingTwice(t *testing.T) {
 	var r rtt
 	r.sample(flow.Time(50 * time.Microsecond))

@@ -41,8 +41,8 @@ type header struct {
 	pseudo uint32 // sum of the pseudo-header without the length
 }
 
-// init fills h for frames from k's remote end to its guest end. Over IPv6 they have no flow label: there is
-// one way from us to the guest.
+// init fills h for frames from k's remote end to its guest end. Over IPv6 they have no flow label:
+// there is one way from us to the guest.
 func (h *header) init(env *flow.Env, k *flow.Key) {
 	h.v6 = k.V6()
 	h.from(env.OurMAC)
@@ -130,8 +130,9 @@ func (c *conn) wnd(ack uint32) uint16 {
 	return uint16(min(w>>c.scale, 65535))
 }
 
-// to returns the Ethernet address that frames go to. While nothing is answered, each second repetition goes to the
-// guest's own: the station that the last segment has come from may be there no more.
+// to returns the Ethernet address that frames go to. While nothing is answered, each second
+// repetition goes to the guest's own: the station that the last segment has come from may be there
+// no more.
 func (c *conn) to() frame.MAC {
 	if c.retries >= 2 && c.retries%2 == 0 {
 		return c.env.GuestMAC()

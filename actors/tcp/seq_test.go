@@ -6,7 +6,8 @@ import (
 	"fusilli/tapio/frame"
 )
 
-// TestSequenceNumbersWrap: before and behind are told apart across 2^31 and 2^32 (RFC 9293, section 3.4).
+// TestSequenceNumbersWrap: before and behind are told apart across 2^31 and 2^32 (RFC 9293, section
+// 3.4).
 func TestSequenceNumbersWrap(t *testing.T) {
 	for _, base := range []uint32{0, 1, 1<<31 - 1, 1 << 31, 1<<31 + 1, 1<<32 - 1} {
 		for _, d := range []uint32{1, 1000, 1 << 30, 1<<31 - 1} {

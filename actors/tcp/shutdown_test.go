@@ -10,8 +10,8 @@ import (
 )
 
 // TestGuestClosesWhatThePeerHasReset: the guest's FIN comes when the peer's reset is in the socket
-// already, which cannot be shut down any more (shutdown(2): ENOTCONN). The guest is reset: it does not wait
-// for an acknowledgement that never comes.
+// already, which cannot be shut down any more (shutdown(2): ENOTCONN). The guest is reset: it does
+// not wait for an acknowledgement that never comes.
 func TestGuestClosesWhatThePeerHasReset(t *testing.T) {
 	forFamilies(t, func(t *testing.T, fam family) {
 		b := newBed(t, fam)

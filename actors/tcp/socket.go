@@ -103,7 +103,8 @@ func (c *conn) setPeek(n int) {
 	}
 }
 
-// holdsMore reports whether the socket's queue has more than n bytes (SIOCINQ, tcp(7)), whatever the peek offset.
+// holdsMore reports whether the socket's queue has more than n bytes (SIOCINQ, tcp(7)), whatever
+// the peek offset.
 func (c *conn) holdsMore(n int) bool {
 	var all int32
 	_, _, e := unix.RawSyscall(unix.SYS_IOCTL, uintptr(c.fd), unix.SIOCINQ, uintptr(unsafe.Pointer(&all)))
@@ -128,8 +129,8 @@ func (c *conn) discard(n int) bool {
 }
 
 // sendRoom returns how much the send buffer of fd still takes, in bytes of memory, which is a
-// little less in payload, negative if it is over-full; and how much is in it. It takes data again, as writable
-// says, when the former is half of the latter.
+// little less in payload, negative if it is over-full; and how much is in it. It takes data again,
+// as writable says, when the former is half of the latter.
 func sendRoom(fd int) (free, queued int) {
 	var v [memInfoVars]uint32
 	l := uint32(unsafe.Sizeof(v))

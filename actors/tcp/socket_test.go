@@ -9,11 +9,12 @@ import (
 	"fusilli/tapio/frame"
 )
 
-// soBufLock is SO_BUF_LOCK of asm-generic/socket.h, Linux 5.14: which buffers somebody has given a size.
+// soBufLock is SO_BUF_LOCK of asm-generic/socket.h, Linux 5.14: which buffers somebody has given a
+// size.
 const soBufLock = 72
 
-// TestBuffersGrowAsTheKernelLikes: a transfer over a long path is not held back by a buffer or a window that
-// somebody has given a size, from which on the kernel leaves them as they are (tcp(7)).
+// TestBuffersGrowAsTheKernelLikes: a transfer over a long path is not held back by a buffer or a
+// window that somebody has given a size, from which on the kernel leaves them as they are (tcp(7)).
 func TestBuffersGrowAsTheKernelLikes(t *testing.T) {
 	forFamilies(t, func(t *testing.T, fam family) {
 		for _, accepted := range []bool{false, true} {
@@ -51,8 +52,8 @@ func TestBuffersGrowAsTheKernelLikes(t *testing.T) {
 	})
 }
 
-// TestKernelThatPeeksAtOneFamilyOnly: what was sent is sent again from the right place, whether the kernel has a
-// peek offset for IPv4, for IPv6, for both, or for neither.
+// TestKernelThatPeeksAtOneFamilyOnly: what was sent is sent again from the right place, whether the
+// kernel has a peek offset for IPv4, for IPv6, for both, or for neither.
 func TestKernelThatPeeksAtOneFamilyOnly(t *testing.T) {
 	for _, tt := range []struct {
 		name   string
@@ -93,7 +94,8 @@ func TestKernelThatPeeksAtOneFamilyOnly(t *testing.T) {
 	}
 }
 
-// TestMSSFitsTheLink: a guest is told of no longer segments than its link takes, whoever asks for the connection.
+// TestMSSFitsTheLink: a guest is told of no longer segments than its link takes, whoever asks for
+// the connection.
 func TestMSSFitsTheLink(t *testing.T) {
 	for _, mtu := range []int{0, 1280, 1500, 9000, 65520, 65535} {
 		forFamilies(t, func(t *testing.T, fam family) {

@@ -32,9 +32,9 @@ var handshakes = []struct {
 	}},
 }
 
-// TestGuestGetsDataAfterAStrayAnswer: what has the right acknowledgement, but does not lie in the window, does
-// not complete the handshake (RFC 9293, section 3.10.7.4). Its window would be believed and that of all that
-// follows would not, for it is older: the guest would get no data.
+// TestGuestGetsDataAfterAStrayAnswer: what has the right acknowledgement, but does not lie in the
+// window, does not complete the handshake (RFC 9293, section 3.10.7.4). Its window would be
+// believed and that of all that follows would not, for it is older: the guest would get no data.
 func TestGuestGetsDataAfterAStrayAnswer(t *testing.T) {
 	const challenge = frame.ACK
 	for _, hs := range handshakes {
@@ -102,8 +102,9 @@ func TestGuestGetsDataAfterAStrayAnswer(t *testing.T) {
 	}
 }
 
-// TestGuestRestartsInTheHandshake: a guest that asks again from the same ports, with another sequence number,
-// hears of the connection that it has forgotten, and its reset of that frees the ports.
+// TestGuestRestartsInTheHandshake: a guest that asks again from the same ports, with another
+// sequence number, hears of the connection that it has forgotten, and its reset of that frees the
+// ports.
 func TestGuestRestartsInTheHandshake(t *testing.T) {
 	b := newBed(t, families[0])
 	handshakes[0].begin(b)
@@ -121,8 +122,9 @@ func TestGuestRestartsInTheHandshake(t *testing.T) {
 	}
 }
 
-// TestSegmentsOutsideTheWindowAreNotBelieved: on an established connection neither the acknowledgement nor the
-// window of a segment counts that does not lie in the window, and it is answered.
+// TestSegmentsOutsideTheWindowAreNotBelieved: on an established connection neither the
+// acknowledgement nor the window of a segment counts that does not lie in the window, and it is
+// answered.
 func TestSegmentsOutsideTheWindowAreNotBelieved(t *testing.T) {
 	for _, tt := range []struct {
 		name string
@@ -167,8 +169,8 @@ func TestSegmentsOutsideTheWindowAreNotBelieved(t *testing.T) {
 	}
 }
 
-// TestFullWindowHearsAcknowledgements: a guest that has filled the window, with a gap in what came, sends
-// acknowledgements from its right edge; they count.
+// TestFullWindowHearsAcknowledgements: a guest that has filled the window, with a gap in what came,
+// sends acknowledgements from its right edge; they count.
 func TestFullWindowHearsAcknowledgements(t *testing.T) {
 	b := newBed(t, families[0])
 	b.establish(b.play)
@@ -181,8 +183,8 @@ func TestFullWindowHearsAcknowledgements(t *testing.T) {
 	}
 }
 
-// TestRepeatedDataAcknowledges: a guest that repeats its last segment, since our acknowledgement was lost, says
-// in it what it has received; that counts.
+// TestRepeatedDataAcknowledges: a guest that repeats its last segment, since our acknowledgement
+// was lost, says in it what it has received; that counts.
 func TestRepeatedDataAcknowledges(t *testing.T) {
 	b := newBed(t, families[0])
 	b.establish(b.play)
@@ -197,7 +199,8 @@ func TestRepeatedDataAcknowledges(t *testing.T) {
 	}
 }
 
-// TestNothingBeforeTheSYNACK: while the host's socket connects the guest gets no segment, whatever it sends.
+// TestNothingBeforeTheSYNACK: while the host's socket connects the guest gets no segment, whatever
+// it sends.
 func TestNothingBeforeTheSYNACK(t *testing.T) {
 	for _, s := range []seg{
 		{flags: frame.RST, seq: 100},
@@ -224,8 +227,8 @@ func TestNothingBeforeTheSYNACK(t *testing.T) {
 	}
 }
 
-// TestOnlyASYNReplacesAConnection: when both directions have ended, a SYN that opens a connection takes the
-// ports over, and nothing else that has the flag.
+// TestOnlyASYNReplacesAConnection: when both directions have ended, a SYN that opens a connection
+// takes the ports over, and nothing else that has the flag.
 func TestOnlyASYNReplacesAConnection(t *testing.T) {
 	for _, fl := range []uint8{frame.SYN | frame.ACK, frame.SYN | frame.FIN} {
 		b := newBed(t, families[0])

@@ -24,8 +24,8 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// patience is how long a test waits for what must happen: long enough for a machine that is busy with
-// other things, and under the race detector. Only a test that fails takes that long.
+// patience is how long a test waits for what must happen: long enough for a machine that is busy
+// with other things, and under the race detector. Only a test that fails takes that long.
 const patience = 2 * time.Minute
 
 var (
@@ -288,7 +288,7 @@ func (b *bed) check(f []byte) (data []byte, size int, err error) {
 	return data, size, nil
 }
 
-// peer is a UDP socket on the host's loopback address.
+// newPeer is a UDP socket on the host's loopback address.
 func newPeer(t testing.TB, fam family) *net.UDPConn {
 	t.Helper()
 	c, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(fam.loopback, 0)))

@@ -11,10 +11,11 @@ import (
 )
 
 const (
-	// defaultTTL is what the kernel puts into packets unless told otherwise (ip(7), ip_default_ttl).
+	// defaultTTL is what the kernel puts into packets unless told otherwise (ip(7),
+	// ip_default_ttl).
 	defaultTTL = 64
-	// bulkBuffer is what the socket's buffers are set to when one of them was full. The kernel takes
-	// no more than net.core.rmem_max and wmem_max.
+	// bulkBuffer is what the socket's buffers are set to when one of them was full. The kernel
+	// takes no more than net.core.rmem_max and wmem_max.
 	bulkBuffer = 4 << 20
 )
 
@@ -23,14 +24,15 @@ type Dialer interface {
 	// UDP returns a non-blocking datagram socket connected to addr and, if possible, bound to port.
 	// What it holds is released when it is closed.
 	UDP(port uint16, addr netip.AddrPort) (fd int, held sock.Held, err error)
-	// ShareUDP returns another one bound to the port of fd, which is one of UDP, and connected to nobody.
-	// It fails if somebody else might miss what comes to that port.
+	// ShareUDP returns another one bound to the port of fd, which is one of UDP, and connected to
+	// nobody. It fails if somebody else might miss what comes to that port.
 	ShareUDP(fd int) (int, error)
 	// Contested reports whether somebody else has by now the port of fd, which is one of ShareUDP.
 	Contested(fd int) bool
 }
 
-// conn is one flow, or those that share a socket. Serve's goroutine is the only one that touches it.
+// conn is one flow, or those that share a socket. Serve's goroutine is the only one that touches
+// it.
 type conn struct {
 	env    *flow.Env
 	port   *flow.Port
@@ -40,10 +42,11 @@ type conn struct {
 
 	station flow.Station // where the guest's end is
 
-	*peer            // whom it is about now
-	one   peer       // whom the flow was made for
-	table *peerTable // all peers of a socket that is connected to nobody; nil: it is connected to one
-	batch uint32     // number of the last batch of datagrams
+	*peer      // whom it is about now
+	one   peer // whom the flow was made for
+	// all peers of a socket that is connected to nobody; nil: it is connected to one
+	table *peerTable
+	batch uint32 // number of the last batch of datagrams
 
 	fresh     bool        // what is in the socket's queue may be from before it was connected
 	failed    bool        // the socket cannot go on
@@ -58,7 +61,7 @@ type conn struct {
 	guess int // size of the datagrams that came last from the host, if they came in a row
 }
 
-// party is one remote end, and what is known of the flow with it.
+// peer is one remote end, and what is known of the flow with it.
 type peer struct {
 	key  *flow.Key
 	host netip.AddrPort // whom the socket is connected to, or would be
@@ -71,7 +74,7 @@ type peer struct {
 
 	hdr header
 
-	tableEntry // what only a crowd's peers need
+	tableEntry // what only peers in a table need
 }
 
 // newConn returns the flow of port, which leads to host.
@@ -111,8 +114,8 @@ func ServeAccepted(env *flow.Env, port *flow.Port, fd int, peer netip.AddrPort, 
 	}
 }
 
-// Deliver sends the guest datagrams of the flow k that somebody else has received. Any goroutine may
-// call it.
+// Deliver sends the guest datagrams of the flow k that somebody else has received. Any goroutine
+// may call it.
 func Deliver(env *flow.Env, k *flow.Key, datagrams [][]byte) {
 	c := &conn{env: env}
 	c.peer = &c.one
@@ -232,12 +235,12 @@ func (c *conn) seen(side *uint8) {
 			c.table.callers.lastAt = c.lastAt
 		}
 		c.table.touch(c.peer)
-		c.end() // what the roster is to know
+		c.end() // what the evictor has to know
 	}
 }
 
-// setMarks has what is sent from now on carry the guest's time to live or hop limit, and its type of
-// service or traffic class.
+// setMarks has what is sent from now on carry the guest's time to live or hop limit, and its type
+// of service or traffic class.
 func (c *conn) setMarks(m ipFields) {
 	v6 := c.host.Addr().Is6()
 	out := c.marks()

@@ -78,7 +78,8 @@ func (c *conn) tell(buf *[flow.BufferSize]byte, r *sock.Report, payload []byte) 
 	c.write(buf[:], frame.PutICMPError(buf[:], &e))
 }
 
-// present returns the address by which the guest knows a, the sender of an error, if it can know it.
+// present returns the address by which the guest knows a, the sender of an error, if it can know
+// it.
 func (c *conn) present(a netip.Addr) (frame.Addr, bool) {
 	return c.env.ICMPSource(c.key, c.host.Addr(), a)
 }

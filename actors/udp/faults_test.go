@@ -9,7 +9,8 @@ import (
 	"fusilli/tapio"
 )
 
-// TestFlowEndsWithASocketThatIsBeyondHelp: one whose every call fails would stay readable and keep the flow busy.
+// TestFlowEndsWithASocketThatIsBeyondHelp: one whose every call fails would stay readable and keep
+// the flow busy.
 func TestFlowEndsWithASocketThatIsBeyondHelp(t *testing.T) {
 	forFamilies(t, func(t *testing.T, fam family) {
 		_, c := openConn(t, fam, newPeer(t, fam))
@@ -33,8 +34,8 @@ type deafLink struct{ tapio.Link }
 
 func (deafLink) Write([]byte) error { return tapio.ErrDropped }
 
-// TestDatagramsForAGuestThatIsDeaf are taken off the socket, or it would stay readable and keep the flow busy; when
-// the guest hears again it gets what comes then.
+// TestDatagramsForAGuestThatIsDeaf are taken off the socket, or it would stay readable and keep the
+// flow busy; when the guest hears again it gets what comes then.
 func TestDatagramsForAGuestThatIsDeaf(t *testing.T) {
 	forFamilies(t, func(t *testing.T, fam family) {
 		p := newPeer(t, fam)

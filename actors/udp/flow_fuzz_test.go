@@ -31,9 +31,10 @@ const (
 	numOps
 )
 
-// FuzzFlow has a guest, its peer, and strangers do anything with a flow, and the link lose frames. Whatever arrives
-// was sent by who may send it, in this order and once; errors are about what the guest has sent; and afterwards
-// the flow carries datagrams both ways. The actor is called, not run: all happens in one goroutine.
+// FuzzFlow has a guest, its peer, and strangers do anything with a flow, and the link lose frames.
+// Whatever arrives was sent by who may send it, in this order and once; errors are about what the
+// guest has sent; and afterwards the flow carries datagrams both ways. The actor is called, not
+// run: all happens in one goroutine.
 func FuzzFlow(f *testing.F) {
 	for _, ops := range [][]byte{
 		{},
@@ -255,7 +256,8 @@ func (s *scene) back() {
 	s.peer = c
 }
 
-// arrived takes d out of those in what that were sent and are not overtaken; it must be one of them.
+// arrived takes d out of those in what that were sent and are not overtaken; it must be one of
+// them.
 func (s *scene) arrived(who string, d []byte, what *[][]byte) {
 	for i, w := range *what {
 		if bytes.Equal(d, w) {
@@ -315,8 +317,8 @@ func (s *scene) see(f []byte) {
 	}
 }
 
-// quoted checks that icmp, an error to the guest that quotes an IP header of hlen bytes, is about a datagram
-// of its own.
+// quoted checks that icmp, an error to the guest that quotes an IP header of hlen bytes, is about a
+// datagram of its own.
 func (s *scene) quoted(icmp []byte, hlen int) error {
 	q := icmp[frame.ICMPLen:]
 	if len(q) < hlen+frame.UDPLen {

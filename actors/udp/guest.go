@@ -34,7 +34,7 @@ type outgoing struct {
 	held int
 }
 
-// row is datagrams of one size, but for the last one, which may be shorter.
+// superSegment is datagrams of one size, but for the last one, which may be shorter.
 type superSegment struct {
 	size   int // of each
 	to     *peer
@@ -142,8 +142,8 @@ func (o *outgoing) begin(to *peer, size int) bool {
 	return true
 }
 
-// room returns how many bytes of datagrams of size bytes to a peer may be added to the last row as one
-// piece, at least size; -1 for none at all.
+// room returns how many bytes of datagrams of size bytes to a peer may be added to the last row as
+// one piece, at least size; -1 for none at all.
 func (o *outgoing) room(to *peer, size int) int {
 	if o.n == 0 {
 		return -1
@@ -183,8 +183,8 @@ func (o *outgoing) add(data []byte, size int) {
 	r.closed = size < r.size || len(data)%size != 0
 }
 
-// flush sends what o has gathered. It leaves the runs to the caller, since the last one may still be
-// in use.
+// flush sends what o has gathered. It leaves the runs to the caller, since the last one may still
+// be in use.
 func (c *conn) flush(o *outgoing) {
 	for i := range o.n {
 		o.prepare(i)
@@ -195,7 +195,8 @@ func (c *conn) flush(o *outgoing) {
 		switch {
 		case e == 0:
 			if i += n; i < o.n {
-				c.sendError = true // the call has stopped at an error, perhaps, and kept that to itself
+				// the call has stopped at an error, perhaps, and kept that to itself
+				c.sendError = true
 			}
 			retried = 0
 		case e == unix.EAGAIN && !c.bigSend:
@@ -227,8 +228,8 @@ func (c *conn) flush(o *outgoing) {
 	o.n, o.pieces = 0, 0
 }
 
-// badSource reports whether e may say that there is no sending from the address that to has spoken to, which is
-// left to the kernel from now on.
+// badSource reports whether e may say that there is no sending from the address that to has spoken
+// to, which is left to the kernel from now on.
 func badSource(to *peer, e unix.Errno) bool {
 	if !to.source.Chosen() || e != unix.EINVAL && e != unix.EADDRNOTAVAIL {
 		return false

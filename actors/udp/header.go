@@ -10,8 +10,8 @@ import (
 const (
 	// maxSegments is the number of datagrams in a row: UDP_MAX_SEGMENTS of Linux before 6.9.
 	maxSegments = 64
-	// maxRow is the number of bytes of payload in a row: what fits a packet of 65535 bytes of either
-	// version.
+	// maxRow is the number of bytes of payload in a row: what fits a packet of 65535 bytes of
+	// either version.
 	maxRow = 65535 - frame.IPv6Len - frame.UDPLen
 )
 
@@ -29,7 +29,7 @@ type header struct {
 	found  bool // the source's Ethernet address was looked up
 }
 
-// marks are time to live or hop limit, and type of service or traffic class.
+// ipFields are time to live or hop limit, and type of service or traffic class.
 type ipFields struct{ ttl, tos uint8 }
 
 // set has the frames that are put from now on carry m.

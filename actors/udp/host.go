@@ -16,12 +16,12 @@ const (
 	maxBatch   = 32 // datagrams, or rows of them, received in one call
 	freshBatch = 4  // the same of a new socket, whose first datagrams are looked at one by one
 	maxFaults  = 64 // errors in a row before a socket is given up
-	// scarceFaults is the number of those after which the kernel is taken at its word that it has no memory:
-	// one is what a datagram has met (IP_RECVERR, ip(7)), and is off the socket then.
+	// scarceFaults is the number of those after which the kernel is taken at its word that it has
+	// no memory: one is what a datagram has met (IP_RECVERR, ip(7)), and is off the socket then.
 	scarceFaults = 4
 
-	// minGuess is the size of the shortest datagrams that are guessed: a shorter one would be padded
-	// beyond its place.
+	// minGuess is the size of the shortest datagrams that are guessed: a shorter one would be
+	// padded beyond its place.
 	minGuess = 64
 )
 
@@ -59,8 +59,8 @@ var incomings = sync.Pool{New: func() any {
 	return in
 }}
 
-// setUp has the next receive guess datagrams of size bytes, 0 for no guess, and ask for senders, and for at
-// most so many messages.
+// setUp has the next receive guess datagrams of size bytes, 0 for no guess, and ask for senders,
+// and for at most so many messages.
 func (in *incoming) setUp(guess int, named bool, most int) {
 	if in.ready && in.guess == guess && in.named == named && in.most == most {
 		return
@@ -105,8 +105,8 @@ func (in *incoming) receive(fd int) (int, unix.Errno) {
 }
 
 // take returns message i: a slice whose payload begins at flow.Headroom, whether it lies in area,
-// the size of the datagrams in it and what their headers said. It makes the message ready for another
-// receive.
+// the size of the datagrams in it and what their headers said. It makes the message ready for
+// another receive.
 func (in *incoming) take(i int) (b []byte, inArea bool, size int, is ipFields) {
 	m := &in.msgs[i]
 	n := int(m.Len)
@@ -224,8 +224,8 @@ func (c *conn) emptied() {
 	}
 }
 
-// leftOpen reports whether what has begun elsewhere waits until there is nothing more: what the sender has sent before
-// the new socket was connected is here.
+// leftOpen reports whether what has begun elsewhere waits until there is nothing more: what the
+// sender has sent before the new socket was connected is here.
 func (c *conn) leftOpen() bool {
 	return c.table != nil && c.table.callers != nil && c.table.callers.foreigners > 0
 }

@@ -32,7 +32,8 @@ func newLinuxGuest(t *testing.T, fam family, mtu int, p *net.UDPConn, without ta
 	g := new(linuxGuest)
 	ready := make(chan error)
 	go func() {
-		runtime.LockOSThread() // never unlocked: the thread and its namespace end with the goroutine
+		// never unlocked: the thread and its namespace end with the goroutine
+		runtime.LockOSThread()
 		ready <- g.setUp(fam, mtu, without)
 	}()
 	if err := <-ready; err != nil {

@@ -12,29 +12,33 @@ import (
 )
 
 const (
-	// maxCallers bounds the peers of one listener, and maxCallersAsked and maxCallersAnswered those of them that
-	// the guest has not answered, and that are no more than a question and an answer. maxOfSource bounds the
-	// former for peers of one address, or of one /64 of IPv6, which one machine may have all of.
+	// maxCallers bounds the peers of one listener, and maxCallersAsked and maxCallersAnswered those
+	// of them that the guest has not answered, and that are no more than a question and an answer.
+	// maxOfSource bounds the former for peers of one address, or of one /64 of IPv6, which one
+	// machine may have all of.
 	maxCallers         = 32768
 	maxCallersAsked    = 1024
 	maxCallersAnswered = 4096
 	maxOfSource        = 256
 
-	// maxForeigners is the number of datagrams that lead elsewhere before what they begin does not wait for more.
+	// maxForeigners is the number of datagrams that lead elsewhere before what they begin does not
+	// wait for more.
 	maxForeigners = 1024
 
-	// maxMoved bounds the flows that get a socket of their own when their port is not forwarded any more.
+	// maxMoved bounds the flows that get a socket of their own when their port is not forwarded any
+	// more.
 	maxMoved = 1024
 
-	// visit is how long the actor goes on with new peers before others have their turn, and pause how long it
-	// then sleeps: only while nobody runs does the scheduler ask the kernel at once whose turn it is.
+	// visit is how long the actor goes on with new peers before others have their turn, and pause
+	// how long it then sleeps: only while nobody runs does the scheduler ask the kernel at once
+	// whose turn it is.
 	visit = flow.Time(500 * time.Microsecond)
 	pause = 20 * time.Microsecond
 )
 
-// callers is the peers of a crowd that have begun themselves: those of a port of the host that leads to the
-// guest. Crowd.peers has them by their addresses on the host's side; those of one address that have spoken to
-// different ones of ours are a chain there.
+// callers is the peers of a table that have begun themselves: those of a port of the host that
+// leads to the guest. peerTable.peers has them by their addresses on the host's side; those of one
+// address that have spoken to different ones of ours are a chain there.
 type callers struct {
 	l     flow.Listener
 	local uint16 // port of the host
@@ -62,7 +66,8 @@ type called struct {
 	slot    int // in of
 }
 
-// source is the peers of one address that the guest has not answered, the oldest of which gives way.
+// source is the peers of one address that the guest has not answered, the oldest of which gives
+// way.
 type source struct {
 	prefix netip.Prefix
 	slots  []*peer
@@ -70,8 +75,9 @@ type source struct {
 	n      int // of slots that are used
 }
 
-// ServeListener carries what comes to fd, a non-blocking datagram socket of l's, and what the guest answers, until
-// there was nothing for long enough or the port is told to stop, and leaves the port closed.
+// ServeListener carries what comes to fd, a non-blocking datagram socket of l's, and what the guest
+// answers, until there was nothing for long enough or the port is told to stop, and leaves the port
+// closed.
 func ServeListener(env *flow.Env, port *flow.Port, fd int, l flow.Listener) bool {
 	defer port.Close()
 	c := newServer(env, port, fd, l)
@@ -105,10 +111,12 @@ func newServer(env *flow.Env, port *flow.Port, fd int, l flow.Listener) *conn {
 	return c
 }
 
-// expiry is crowd.expiry for callers: the actor ends when there is none, and there was nothing for a while.
+// expiry is peerTable.expiry for callers: the actor ends when there is none, and there was nothing
+// for a while.
 func (w *callers) expiry(env *flow.Env) flow.Time { return w.lastAt + flow.Time(env.UDPTimeout) }
 
-// caller returns the peer that has sent message i; nil if that is nobody's of the guest, or if there is no room.
+// caller returns the peer that has sent message i; nil if that is nobody's of the guest, or if
+// there is no room.
 func (c *conn) caller(in *incoming, i int) *peer {
 	w := c.table.callers
 	w.foreign = false
@@ -271,8 +279,8 @@ func (s *source) add(p *peer) {
 	s.next = (s.next + 1) % maxOfSource
 }
 
-// answer makes the peer that the guest's datagram v is for the one that c is about, and reports whether there is
-// one.
+// answer makes the peer that the guest's datagram v is for the one that c is about, and reports
+// whether there is one.
 func (c *conn) answer(v *flow.View) bool {
 	k := keyOf(v)
 	if c.list != nil && k == *c.key {
@@ -322,7 +330,8 @@ func (w *callers) drained() {
 	}
 }
 
-// metCallers accounts for the new peers of a batch, and lets others have their turn when it is time.
+// metCallers accounts for the new peers of a batch, and lets others have their turn when it is
+// time.
 func (c *conn) metCallers() {
 	w := c.table.callers
 	if w.meeting == 0 {
@@ -337,8 +346,8 @@ func (c *conn) metCallers() {
 	}
 }
 
-// move has the flows that were in use last go on with a socket each: the port is not forwarded any more. What has
-// come by now is theirs.
+// move has the flows that were in use last go on with a socket each: the port is not forwarded any
+// more. What has come by now is theirs.
 func (c *conn) move() {
 	type moved struct {
 		fd int

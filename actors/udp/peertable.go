@@ -15,20 +15,22 @@ import (
 )
 
 const (
-	// maxPeers bounds the peers of one socket: 2 MiB or so. Beyond it, who was not heard of for longest
-	// gives way, first of those that have not answered.
+	// maxPeers bounds the peers of one socket: 2 MiB or so. Beyond it, who was not heard of for
+	// longest gives way, first of those that have not answered.
 	maxPeers = 4096
-	// sharedRetries is how often a datagram is sent again that has met an error: any peer's may be it.
+	// sharedRetries is how often a datagram is sent again that has met an error: any peer's may be
+	// it.
 	sharedRetries = 4
 )
 
-// crowd is the peers of a guest's port that share one socket. It belongs to the actor.
+// peerTable is the peers of a guest's port that share one socket. It belongs to the actor.
 type peerTable struct {
 	port  uint16 // of the host
 	peers map[remote]*peer
 
-	// In the order in which they were last heard of: those that are more than a question and an answer, and
-	// the others. Of peers that have begun, those that were answered are apart from those that were not.
+	// In the order in which they were last heard of: those that are more than a question and an
+	// answer, and the others. Of peers that have begun, those that were answered are apart from
+	// those that were not.
 	streams, answered, waiting peerList
 
 	looked flow.Time // when it was last found out whether somebody else has the port
@@ -44,7 +46,7 @@ type remote struct {
 	scope uint32 // interface of addr, if that is link-local
 }
 
-// crowded is what a peer has for being one of many.
+// tableEntry is what a peer has for being one of many.
 type tableEntry struct {
 	id     remote
 	addr   unix.RawSockaddrInet6
@@ -54,7 +56,7 @@ type tableEntry struct {
 	list           *peerList
 	before, behind *peer
 
-	loose bool // it is none of the crowd
+	loose bool // it is not in the table
 	called
 }
 
@@ -97,7 +99,7 @@ func (w *peerTable) touch(p *peer) {
 	list.add(p)
 }
 
-// idlest returns who is to give way.
+// longestIdle returns who is to give way.
 func (w *peerTable) longestIdle() *peer {
 	if p := w.answered.first; p != nil {
 		return p
@@ -108,8 +110,9 @@ func (w *peerTable) longestIdle() *peer {
 	return w.streams.first
 }
 
-// turn makes the peer that the guest's datagram v is for the one that c is about. If that is nobody's of this
-// flow it returns false, and either elsewhere, for a flow of its own, or not: then v is lost.
+// selectPeer makes the peer that the guest's datagram v is for the one that c is about. If that is
+// nobody's of this flow it returns false, and either elsewhere, for a flow of its own, or not: then
+// v is lost.
 func (c *conn) selectPeer(o *outgoing, v *flow.View) (ok, elsewhere bool) {
 	if c.table != nil && c.table.callers != nil {
 		ok = c.answer(v)
@@ -148,11 +151,11 @@ func (c *conn) selectPeer(o *outgoing, v *flow.View) (ok, elsewhere bool) {
 	return true, false
 }
 
-// gather has the flow go on with a socket that is connected to nobody, so that it can have other peers as
-// well. It reports whether that is possible, which is found out once.
+// share has the flow go on with a socket that is connected to nobody, so that it can have other
+// peers as well. It reports whether that is possible, which is found out once.
 //
-// None of the old peer's datagrams is lost: from the moment the new socket is there, it gets what the old one
-// does not; and that gets no more when its queue is emptied and it is closed.
+// None of the old peer's datagrams is lost: from the moment the new socket is there, it gets what
+// the old one does not; and that gets no more when its queue is emptied and it is closed.
 func (c *conn) share() bool {
 	if c.port.Alone() {
 		return false
@@ -181,7 +184,8 @@ func (c *conn) share() bool {
 
 var errListening = errors.New("the port is forwarded")
 
-// socketForAll returns a socket with the port of the present one, which gets no more datagrams from then on.
+// socketForAll returns a socket with the port of the present one, which gets no more datagrams from
+// then on.
 func (c *conn) socketForAll() (fd int, port uint16, err error) {
 	local, ok := sock.Local(c.fd)
 	if !ok {
@@ -204,7 +208,7 @@ func (c *conn) socketForAll() (fd int, port uint16, err error) {
 	return fd, port, err
 }
 
-// meet makes a peer. Errors are those of flow.Sharing's Join.
+// addPeer makes a peer. Errors are those of flow.Sharing's Join.
 func (c *conn) addPeer(id remote) (*peer, error) {
 	k := *c.port.Key()
 	p := &peer{key: c.port.Key()}
@@ -233,7 +237,7 @@ func remoteOf(sa *unix.RawSockaddrInet6) remote {
 	return remote{frame.AddrOf(a.Addr()), a.Port(), sock.Scope(sa)}
 }
 
-// include makes p, of which all is known but its address for the kernel, one of the crowd.
+// include makes p, of which all is known but its address for the kernel, a member of the table.
 func (c *conn) include(p *peer, id remote) {
 	p.id = id
 	p.named = sock.SetSockaddr(&p.addr, p.host)
@@ -281,12 +285,12 @@ func (c *conn) expire(now flow.Time) {
 	}
 }
 
-// over reports whether the crowd is at its end.
+// over reports whether no peer is left.
 func (w *peerTable) over(env *flow.Env, now flow.Time) bool {
 	return w.n == 0 && (w.callers == nil || now >= w.callers.expiry(env))
 }
 
-// disperse gives up all peers, if there are many.
+// unshare gives up all peers, if there are many.
 func (c *conn) unshare() {
 	w := c.table
 	if w == nil {
@@ -330,8 +334,8 @@ func (c *conn) sender(in *incoming, i int) *peer {
 // lookEvery is the time after which it is found out again whether somebody else has the port.
 const lookEvery = flow.Time(time.Second)
 
-// lookAgain has the flow end if somebody else has its port by now, who might miss what comes to it: the guest's next
-// datagram begins with another port.
+// lookAgain has the flow end if somebody else has its port by now, who might miss what comes to it:
+// the guest's next datagram begins with another port.
 func (c *conn) lookAgain(now flow.Time) {
 	w := c.table
 	if w.callers != nil || now-w.looked < lookEvery {
@@ -344,7 +348,8 @@ func (c *conn) lookAgain(now flow.Time) {
 	}
 }
 
-// about makes the peer that the report r is about the one that c is about, and reports whether there is one.
+// about makes the peer that the report r is about the one that c is about, and reports whether
+// there is one.
 func (c *conn) about(r *sock.Report) bool {
 	if c.table == nil {
 		return true

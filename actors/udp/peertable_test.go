@@ -89,8 +89,8 @@ func TestCrowdAllocatesNothing(t *testing.T) {
 	}
 }
 
-// TestCrowdsOrder: who was silent for longest gives way, first of those that are no more than a question and an
-// answer, and each has its own time.
+// TestCrowdsOrder: who was silent for longest gives way, first of those that are no more than a
+// question and an answer, and each has its own time.
 func TestCrowdsOrder(t *testing.T) {
 	env := &flow.Env{UDPTimeout: 30, UDPStreamTimeout: 120}
 	w := &peerTable{peers: make(map[remote]*peer)}

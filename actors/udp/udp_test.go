@@ -87,8 +87,8 @@ func TestGuestPortInUseOnHost(t *testing.T) {
 	})
 }
 
-// TestPortIsTheSameForAllPeers: what a third party (STUN, RFC 8489) says about the guest's address holds
-// for its other peers, even if the host does not give us the guest's port.
+// TestPortIsTheSameForAllPeers: what a third party (STUN, RFC 8489) says about the guest's address
+// holds for its other peers, even if the host does not give us the guest's port.
 func TestPortIsTheSameForAllPeers(t *testing.T) {
 	forFamilies(t, func(t *testing.T, fam family) {
 		taken := newPeer(t, fam)

@@ -18,8 +18,8 @@ type Scanner struct {
 	buf  []byte
 }
 
-// bufSize holds what the kernel returns at a time: never more than 32 KiB of netlink messages, and a
-// page of a table of proc_net(5).
+// bufSize holds what the kernel returns at a time: never more than 32 KiB of netlink messages, and
+// a page of a table of proc_net(5).
 const bufSize = 64 << 10
 
 // table is one of the kernel's tables of sockets.

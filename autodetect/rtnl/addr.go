@@ -44,8 +44,8 @@ func (c *Conn) Addresses(family uint8, index int) ([][]byte, error) {
 	return kept, nil
 }
 
-// EachAddress calls f with each address of all interfaces, which is valid for the call. It holds no list of them. Those that
-// make no sense are left out.
+// EachAddress calls f with each address of all interfaces, which is valid for the call. It holds no
+// list of them. Those that make no sense are left out.
 func (c *Conn) EachAddress(f func(*Address)) error {
 	return c.Each(unix.RTM_GETADDR, unix.RTM_NEWADDR, AddressBody(unix.AF_UNSPEC, 0, 0, 0, 0), func(msg []byte) {
 		if a, err := ParseAddress(msg); err == nil {

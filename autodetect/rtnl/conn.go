@@ -83,8 +83,9 @@ func (c *Conn) Dump(typ int, resType uint16, body []byte) ([][]byte, error) {
 	return msgs, nil
 }
 
-// Each calls f with the payload of each message of type resType that a dump request brings, as it comes; it is valid for
-// the call. What the tables were changed under is not asked for again. Errors wrap a unix.Errno.
+// Each calls f with the payload of each message of type resType that a dump request brings, as it
+// comes; it is valid for the call. What the tables were changed under is not asked for again.
+// Errors wrap a unix.Errno.
 func (c *Conn) Each(typ int, resType uint16, body []byte, f func(msg []byte)) error {
 	req := nl.NewNetlinkRequest(typ, unix.NLM_F_DUMP)
 	req.Sockets = c.sockets

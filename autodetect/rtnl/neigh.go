@@ -9,8 +9,8 @@ import (
 )
 
 // States of a neighbour in which its link-layer address is one to send to (linux/neighbour.h,
-// NUD_VALID). The address of one in NUD_DELAY is as good as that of a stale one: the kernel has just
-// begun to send to it.
+// NUD_VALID). The address of one in NUD_DELAY is as good as that of a stale one: the kernel has
+// just begun to send to it.
 const neighValid = unix.NUD_PERMANENT | unix.NUD_NOARP | unix.NUD_REACHABLE | unix.NUD_PROBE | unix.NUD_STALE | unix.NUD_DELAY
 
 // Neighbour is a view of one RTM_NEWNEIGH or RTM_DELNEIGH message.

@@ -75,8 +75,8 @@ func (c *Conn) Routes(family uint8) ([][]byte, []Route, error) {
 	return kept, routes, nil
 }
 
-// RouteTo asks which route packets to a would take. Errors wrap a unix.Errno: for an address that none leads to
-// unix.ENETUNREACH, for one.
+// RouteTo asks which route packets to a would take. Errors wrap a unix.Errno: for an address that
+// none leads to unix.ENETUNREACH, for one.
 func (c *Conn) RouteTo(a netip.Addr) (Route, error) {
 	a = a.Unmap()
 	family := uint8(unix.AF_INET6)

@@ -2,8 +2,8 @@
 //
 //	go run ./docs/draw docs/packets.svg
 //
-// The picture is plain SVG: rectangles, arrows and text at places given here, so that a change of the
-// design is a change of a few lines of this file.
+// The picture is plain SVG: rectangles, arrows and text at places given here, so that a change of
+// the design is a change of a few lines of this file.
 package main
 
 import (

@@ -25,8 +25,8 @@ func init() {
 	}
 }
 
-// Main runs the program that argv[0] names (passt, pasta or slirp4netns), in the role this process was
-// started for, and returns its exit status. version is what --version prints.
+// Main runs the program that argv[0] names (passt, pasta or slirp4netns), in the role this process
+// was started for, and returns its exit status. version is what --version prints.
 func Main(argv []string, version string) int {
 	start, err := process.Begin()
 	if err != nil {

@@ -45,8 +45,8 @@ func (c *control) close() {
 	}
 }
 
-// serve answers clients until ctx ends or the function it returns is called, which waits for the client
-// of the moment to be dropped.
+// serve answers clients until ctx ends or the function it returns is called, which waits for the
+// client of the moment to be dropped.
 func (c *control) serve(ctx context.Context) (stop func()) {
 	if c == nil {
 		return func() {}

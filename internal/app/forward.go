@@ -43,8 +43,8 @@ func portRules(cfg *config.Config, host *autodetect.Host, env *process.Env, log 
 	return table, nil
 }
 
-// checkRules returns the rules that the port specifiers of cfg make. Why one is refused is logged before
-// the error is returned.
+// checkRules returns the rules that the port specifiers of cfg make. Why one is refused is logged
+// before the error is returned.
 func checkRules(cfg *config.Config, host *autodetect.Host, log *zap.Logger) (*config.Table, error) {
 	table, err := config.Rules(cfg.Ports, ruleEnv(cfg, host))
 	if err != nil {
@@ -92,8 +92,8 @@ type ports struct {
 	splicer *splice.Splicer // nil: the guest is no namespace
 }
 
-// listen opens what listens for the rules of table. Flows from socket to socket count against limit;
-// nil: one of their own. The caller has it run, or closes it.
+// listen opens what listens for the rules of table. Flows from socket to socket count against
+// limit; nil: one of their own. The caller has it run, or closes it.
 func listen(cfg *config.Config, host *autodetect.Host, env *process.Env, table *config.Table, tap forward.Tap, announce *flow.Announcer, limit *flow.Limit, log *zap.Logger) (*ports, error) {
 	p := &ports{}
 	c := forward.Config{
@@ -131,8 +131,8 @@ func listen(cfg *config.Config, host *autodetect.Host, env *process.Env, table *
 	return p, nil
 }
 
-// A container that is started again wants the ports it had, and our predecessor learns only a moment
-// later that its namespace is gone.
+// A container that is started again wants the ports it had, and our predecessor learns only a
+// moment later that its namespace is gone.
 const (
 	takeOverTime = 500 * time.Millisecond
 	takeOverStep = 5 * time.Millisecond

@@ -14,15 +14,15 @@ import (
 	"fusilli/tapio"
 )
 
-// guestWatch tells an engine what the kernel of the guest's namespace says about the guest's addresses. A nil one has
-// nothing to tell.
+// guestWatch tells an engine what the kernel of the guest's namespace says about the guest's
+// addresses. A nil one has nothing to tell.
 type guestWatch struct {
 	monitor *autodetect.GuestMonitor
 	log     *zap.Logger
 }
 
-// openGuestWatch opens what the guest's addresses are watched with, before that is forbidden; nil for a guest that is no
-// namespace.
+// openGuestWatch opens what the guest's addresses are watched with, before that is forbidden; nil
+// for a guest that is no namespace.
 func openGuestWatch(env *process.Env, link tapio.Link, log *zap.Logger) *guestWatch {
 	tap, ok := link.(*tapio.Tap)
 	if !ok || env.NetNS == nil {
@@ -86,8 +86,8 @@ func (h *hostAddrs) close() {
 	}
 }
 
-// has reports whether a is one of the host's addresses and not meant to be the guest's. Link-local ones count on their own
-// link only.
+// has reports whether a is one of the host's addresses and not meant to be the guest's. Link-local
+// ones count on their own link only.
 func (h *hostAddrs) has(a netip.Addr) bool {
 	if h.conn == nil || a.IsLinkLocalUnicast() && a.Is6() {
 		return false

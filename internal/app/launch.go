@@ -66,8 +66,8 @@ func launch(start *process.Start, cfg *config.Config, spec process.Spec, version
 	return status
 }
 
-// checkHost finds what is wrong with cfg on this host before anything is made for it. The translator looks
-// again, and finds what takes longer to see.
+// checkHost finds what is wrong with cfg on this host before anything is made for it. The
+// translator looks again, and finds what takes longer to see.
 func checkHost(cfg *config.Config, log *zap.Logger) error {
 	c4, c6 := &cfg.IPv4, &cfg.IPv6
 	outbound := c4.OutboundIf != "" || c6.OutboundIf != ""
@@ -90,8 +90,8 @@ func checkHost(cfg *config.Config, log *zap.Logger) error {
 	return err
 }
 
-// openSockets opens the sockets that cfg asks for, with the rights of the user who started us, unless guest
-// is one already.
+// openSockets opens the sockets that cfg asks for, with the rights of the user who started us,
+// unless guest is one already.
 func openSockets(cfg *config.Config, guest *os.File, made *sockets, log *zap.Logger) error {
 	if guest == nil && cfg.Mode == config.Passt {
 		l, err := listenGuest(cfg, log)

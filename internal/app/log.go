@@ -11,8 +11,8 @@ import (
 	"fusilli/internal/process"
 )
 
-// openLog returns the launcher's logger, once the command line is read: standard error, and a
-// log file or, unless there is one or all is shown anyway, the system's log. The translator gets the
+// openLog returns the launcher's logger, once the command line is read: standard error, and a log
+// file or, unless there is one or all is shown anyway, the system's log. The translator gets the
 // same from it.
 func openLog(start *process.Start, cfg *config.Config, version string) (*logging.Logger, error) {
 	o := logOptions(start, cfg)

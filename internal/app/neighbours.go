@@ -20,8 +20,8 @@ type neighbours struct {
 	log   *zap.Logger
 }
 
-// openNeighbours opens what the host's neighbours are watched with, before that is forbidden. A guest
-// whose network exists on its link only has no use for them.
+// openNeighbours opens what the host's neighbours are watched with, before that is forbidden. A
+// guest whose network exists on its link only has no use for them.
 func openNeighbours(cfg *config.Config, host *autodetect.Host, log *zap.Logger) *neighbours {
 	if cfg.IPv4.Link.IsValid() || cfg.IPv6.Link.IsValid() {
 		return nil

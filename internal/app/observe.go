@@ -32,8 +32,8 @@ type observer struct {
 	end     context.CancelFunc
 }
 
-// observe begins what cfg asks for on link, nil if there is none. A capture that cannot be begun is not
-// missed by anybody else.
+// observe begins what cfg asks for on link, nil if there is none. A capture that cannot be begun is
+// not missed by anybody else.
 func observe(cfg *config.Config, link tapio.Link, log *zap.Logger) *observer {
 	o := &observer{link: link, cfg: cfg, log: log}
 	if link == nil {

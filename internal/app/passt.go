@@ -110,8 +110,8 @@ type machineLink interface {
 	OnConnect(func()) // makes it call a function when frames can reach a new guest
 }
 
-// openGuest returns the link that the launcher has passed on. The path that was found for its socket
-// is noted in cfg.
+// openGuest returns the link that the launcher has passed on. The path that was found for its
+// socket is noted in cfg.
 func openGuest(cfg *config.Config, env *process.Env, log *zap.Logger) (tapio.Link, error) {
 	f, ok := env.File(guestName)
 	if !ok {

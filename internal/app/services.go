@@ -66,7 +66,8 @@ func dhcp4(cfg *config.Config, host *autodetect.Host) bool {
 	return cfg.DHCP && host.V4.Enabled() && host.V4.Address.IsValid() && host.V4.Gateway.IsValid()
 }
 
-// dhcp6 reports whether the guest has a DHCPv6 server: without an address there is nothing to assign.
+// dhcp6 reports whether the guest has a DHCPv6 server: without an address there is nothing to
+// assign.
 func dhcp6(cfg *config.Config, host *autodetect.Host) bool {
 	return cfg.DHCPv6 && host.V6.Enabled() && host.V6.Address.IsValid() && host.V6.LinkLocal.IsValid()
 }
@@ -93,7 +94,8 @@ func searchList(search []string) []byte {
 	return list
 }
 
-// dhcpServers returns the guest's DHCP servers, nil for one that it does not have. log is not limited.
+// dhcpServers returns the guest's DHCP servers, nil for one that it does not have. log is not
+// limited.
 func dhcpServers(cfg *config.Config, host *autodetect.Host, dns *autodetect.DNS, log *zap.Logger) (*dhcp.Server, *dhcpv6.Server) {
 	v4, v6, search := announced(cfg, dns)
 	var (

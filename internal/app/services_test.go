@@ -39,7 +39,8 @@ func hosts() (both, v4, v6, local *autodetect.Host) {
 	return both, v4, v6, local
 }
 
-// TestServicesOfTheLink: which services the guest's link has, by the options and by what the host has.
+// TestServicesOfTheLink: which services the guest's link has, by the options and by what the host
+// has.
 func TestServicesOfTheLink(t *testing.T) {
 	both, v4, v6, local := hosts()
 	pointToPoint := example().host
@@ -80,8 +81,8 @@ func TestServicesOfTheLink(t *testing.T) {
 	}
 }
 
-// TestWhatIsAnnouncedAboutNames: to machines all, to namespaces what is asked for; the search list with
-// and without resolvers.
+// TestWhatIsAnnouncedAboutNames: to machines all, to namespaces what is asked for; the search list
+// with and without resolvers.
 func TestWhatIsAnnouncedAboutNames(t *testing.T) {
 	dns := example().dns
 	v4, v6 := dns.V4.Resolvers, dns.V6.Resolvers
@@ -191,8 +192,8 @@ func TestAddressesOnTheLink(t *testing.T) {
 	}
 }
 
-// TestAddressesThatNoNeighbourTakesOver: whoever on the host's network has the address of an alias, or
-// ours, the guest finds us there. The gateway is one of them unless it is no alias.
+// TestAddressesThatNoNeighbourTakesOver: whoever on the host's network has the address of an alias,
+// or ours, the guest finds us there. The gateway is one of them unless it is no alias.
 func TestAddressesThatNoNeighbourTakesOver(t *testing.T) {
 	both, _, _, _ := hosts()
 	theirs := frame.MAC{2, 0, 0, 0, 0, 0xa}

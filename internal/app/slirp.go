@@ -108,8 +108,8 @@ func checkSlirp(o *slirp.Options) error {
 	return nil
 }
 
-// resolveOutbound puts the addresses that interfaces have now in the place of their names: to be sent
-// from such an address, and wherever the routes lead, is all that is asked for.
+// resolveOutbound puts the addresses that interfaces have now in the place of their names: to be
+// sent from such an address, and wherever the routes lead, is all that is asked for.
 func resolveOutbound(o *slirp.Options) error {
 	for _, i := range []struct {
 		name           *string
@@ -187,7 +187,8 @@ func acceptBESS(path string) (*os.File, error) {
 	}
 }
 
-// listenAt opens a listening socket at path that only the user can connect to. One that was left there is replaced.
+// listenAt opens a listening socket at path that only the user can connect to. One that was left
+// there is replaced.
 func listenAt(path string, kind int) (int, error) {
 	if st, err := os.Lstat(path); err == nil && st.Mode()&os.ModeSocket != 0 {
 		os.Remove(path) // or bind says why not

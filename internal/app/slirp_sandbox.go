@@ -14,11 +14,12 @@ import (
 	"fusilli/internal/process"
 )
 
-// enterForSandbox puts this process, with its PID and all descriptors, in the user namespace that t says to
-// join, where that gives it the right to change its root directory (--enable-sandbox) which it has not
-// yet: to a user that is root in there. A process with several threads cannot enter one, and Go's have
-// several from the beginning, so nsenter(1) does, which executes us again. Where that is not to be had,
-// or the user is not root there, the process stays where it is; only the translator is inside then.
+// enterForSandbox puts this process, with its PID and all descriptors, in the user namespace that t
+// says to join, where that gives it the right to change its root directory (--enable-sandbox) which
+// it has not yet: to a user that is root in there. A process with several threads cannot enter one,
+// and Go's have several from the beginning, so nsenter(1) does, which executes us again. Where that
+// is not to be had, or the user is not root there, the process stays where it is; only the
+// translator is inside then.
 //
 // It reports whether the process is in that namespace.
 func enterForSandbox(t *config.Target) (inside bool) {
@@ -56,8 +57,8 @@ func sameFile(a, b string) bool {
 	return err == nil && os.SameFile(x, y)
 }
 
-// privileged reports whether this process has CAP_SYS_ADMIN in its user namespace, or whether that cannot
-// be known.
+// privileged reports whether this process has CAP_SYS_ADMIN in its user namespace, or whether that
+// cannot be known.
 func privileged() bool {
 	h := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var d [2]unix.CapUserData

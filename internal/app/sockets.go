@@ -54,8 +54,8 @@ func (s *sockets) remove() {
 	}
 }
 
-// takeSocket takes over the socket of that name, nil if the launcher has not passed one on. Only clients
-// of this user and of root are accepted.
+// takeSocket takes over the socket of that name, nil if the launcher has not passed one on. Only
+// clients of this user and of root are accepted.
 func takeSocket(name string, env *process.Env, log *zap.Logger) (net.Listener, error) {
 	f, ok := env.File(name)
 	if !ok {

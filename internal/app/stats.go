@@ -19,8 +19,8 @@ import (
 // headerEvery is the number of rows of the table of --stats between two headers.
 const headerEvery = 20
 
-// count is one column of that table: something that is only ever added to, or else a level, which goes
-// up and down and makes no row by itself.
+// count is one column of that table: something that is only ever added to, or else a level, which
+// goes up and down and makes no row by itself.
 type count struct {
 	name  string // at most six characters
 	load  func() uint64
@@ -35,8 +35,8 @@ func levels() []count {
 	}
 }
 
-// heap is the size of all objects in memory. Package runtime/metrics would tell it without a stop of the
-// program, some 50 µs, but takes 0.3 ms or more at each start, whether it is asked or not.
+// heap is the size of all objects in memory. Package runtime/metrics would tell it without a stop
+// of the program, some 50 µs, but takes 0.3 ms or more at each start, whether it is asked or not.
 func heap() uint64 {
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
@@ -79,7 +79,8 @@ func spliceCounts(s *splice.Splicer) []count {
 	}
 }
 
-// dumpCounts logs what an engine and a splicer have counted, for those who debug. Either may be nil.
+// dumpCounts logs what an engine and a splicer have counted, for those who debug. Either may be
+// nil.
 func dumpCounts(log *zap.Logger, c *flow.Counters, s *splice.Splicer) {
 	if !log.Core().Enabled(zap.DebugLevel) {
 		return

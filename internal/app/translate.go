@@ -29,8 +29,8 @@ import (
 // more than a window's worth of frames at the smallest MTU.
 const tapQueueLen = 4096
 
-// localRouteWait is how long the guest's kernel may take to notice an address it was given. It takes
-// some milliseconds; without the wait a first answer might find no owner.
+// localRouteWait is how long the guest's kernel may take to notice an address it was given. It
+// takes some milliseconds; without the wait a first answer might find no owner.
 const localRouteWait = 200 * time.Millisecond
 
 // translate connects the namespace of env as cfg says, and carries its flows until ctx ends or the
@@ -180,8 +180,8 @@ func connect(cfg *config.Config, host *autodetect.Host, env *process.Env, log *z
 	return tap, guest, nil
 }
 
-// leaving returns a context that ends with ctx. If that is because the command has ended, a tap is left
-// to its namespace first.
+// leaving returns a context that ends with ctx. If that is because the command has ended, a tap is
+// left to its namespace first.
 func leaving(ctx context.Context, link tapio.Link) (context.Context, context.CancelFunc) {
 	tap, ok := link.(*tapio.Tap)
 	if !ok {

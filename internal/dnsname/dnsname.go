@@ -48,8 +48,8 @@ func AppendList(b []byte, names []string) []byte {
 
 // AppendCompressed appends those of names to b that are names, up to the first that would make what
 // is appended longer than limit, which is at most 16383. The end of a name that has been written
-// before is a pointer to there, counted from the first byte appended (RFC 3397, 2). No pointer leads
-// to another: there are readers that follow one only.
+// before is a pointer to there, counted from the first byte appended (RFC 3397, 2). No pointer
+// leads to another: there are readers that follow one only.
 func AppendCompressed(b []byte, names []string, limit int) []byte {
 	start := len(b)
 	at := make(map[string]int) // what was written without pointers, by its text, and where

@@ -1,4 +1,5 @@
-// Package leaktest has tests look at what they leave behind in the process: goroutines and descriptors.
+// Package leaktest has tests look at what they leave behind in the process: goroutines and
+// descriptors.
 package leaktest
 
 import (
@@ -10,8 +11,8 @@ import (
 	"time"
 )
 
-// Descriptors returns the number of sockets and pipes that the process has open. What Go's runtime opens for
-// itself when it first wants it is none of them.
+// Descriptors returns the number of sockets and pipes that the process has open. What Go's runtime
+// opens for itself when it first wants it is none of them.
 func Descriptors(t testing.TB) int {
 	t.Helper()
 	const dir = "/proc/self/fd"
@@ -29,8 +30,8 @@ func Descriptors(t testing.TB) int {
 	return n
 }
 
-// NothingLeft checks at the end of the test, after everything that is registered later, that there are as
-// many goroutines, sockets and pipes as now, or that there are within patience.
+// NothingLeft checks at the end of the test, after everything that is registered later, that there
+// are as many goroutines, sockets and pipes as now, or that there are within patience.
 func NothingLeft(t testing.TB, patience time.Duration) {
 	count := func() (goroutines, files int) { return runtime.NumGoroutine(), Descriptors(t) }
 	goroutines, files := count()

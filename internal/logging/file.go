@@ -65,7 +65,8 @@ func NewFile(f *os.File, limit int64, origin time.Time) *File {
 	buf := make([]byte, maxHeader)
 	n, _ := f.ReadAt(buf, 0) // io.EOF as a rule
 	line, _, _ := bytes.Cut(buf[:n], []byte("\n"))
-	l.header = string(line[:min(len(line), int(l.limit/16))]) // or a small file would have little else
+	// or a small file would have little else
+	l.header = string(line[:min(len(line), int(l.limit/16))])
 	return l
 }
 

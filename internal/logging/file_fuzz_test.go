@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// FuzzFile writes lines of any length, two bytes for each, to a file that begins with anything, which is taken for its
-// first line. The file stays below its limit, and ends with what was written
+// FuzzFile writes lines of any length, two bytes for each, to a file that begins with anything,
+// which is taken for its first line. The file stays below its limit, and ends with what was written
 // last, unless that was too long.
 func FuzzFile(f *testing.F) {
 	f.Add([]byte("header"), []byte{0, 10, 0, 20}, false)

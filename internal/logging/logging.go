@@ -2,12 +2,12 @@
 // the system's log or in a file, each in the form that people and the programs that call us
 // know, and with the levels the command line knows.
 //
-// A line on standard error is the message and its fields, nothing else; with debug output it
-// begins with the time since the start of the program. Fields are for people ("MESSAGE: REASON",
-// "MESSAGE port=80"); those of debug and trace messages are for programs, as JSON. Writing never holds a caller up: lines
-// go through a bounded queue for each destination, and what does not fit is dropped and
-// counted. Limit keeps a message that traffic can cause from flooding the output. Log files
-// have a bounded size (File).
+// A line on standard error is the message and its fields, nothing else; with debug output it begins
+// with the time since the start of the program. Fields are for people ("MESSAGE: REASON", "MESSAGE
+// port=80"); those of debug and trace messages are for programs, as JSON. Writing never holds a
+// caller up: lines go through a bounded queue for each destination, and what does not fit is
+// dropped and counted. Limit keeps a message that traffic can cause from flooding the output. Log
+// files have a bounded size (File).
 package logging
 
 import (

@@ -70,21 +70,23 @@ func TestStamp(t *testing.T) {
 	}
 }
 
-// jumped is at as it would be had the host's clock been set by d before: the monotonic reading is the same. How a
-// time.Time is made up is nobody's business; that it is made up so is checked.
+// jumped is at as it would be had the host's clock been set by d before: the monotonic reading is
+// the same. How a time.Time is made up is nobody's business; that it is made up so is checked.
 func jumped(t *testing.T, at time.Time, d time.Duration) time.Time {
 	t.Helper()
-	const second = 1 << 30 // of the wall clock, in the first word of a time with a monotonic reading
+	// of the wall clock, in the first word of a time with a monotonic reading
+	const second = 1 << 30
 	got := at
 	*(*uint64)(unsafe.Pointer(&got)) += uint64(d/time.Second) * second
-	if !got.Equal(at) || got.Round(0).Sub(at.Round(0)) != d { // the one compares monotonic readings, the other has none
+	// the one compares monotonic readings, the other has none
+	if !got.Equal(at) || got.Round(0).Sub(at.Round(0)) != d {
 		t.Fatalf("a jump by %v makes %v of %v", d, got, at)
 	}
 	return got
 }
 
-// TestStampsGoOnWhenTheClockIsSet: lines count from the start of the program on, in their order, whatever becomes of
-// the host's clock.
+// TestStampsGoOnWhenTheClockIsSet: lines count from the start of the program on, in their order,
+// whatever becomes of the host's clock.
 func TestStampsGoOnWhenTheClockIsSet(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "log")
 	f, err := CreateFile(path, "header")

@@ -9,7 +9,8 @@ import (
 	"go.uber.org/zap/zapcore"
 )
 
-// words is what fields add to a message for people: ": REASON" for an error, " KEY=VALUE" for another.
+// words is what fields add to a message for people: ": REASON" for an error, " KEY=VALUE" for
+// another.
 func words(fields []zapcore.Field) string {
 	var b strings.Builder
 	for _, f := range fields {

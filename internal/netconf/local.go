@@ -10,8 +10,8 @@ import (
 
 // AwaitLocal waits until the kernel delivers packets for addr, an IPv6 address that was just added
 // in the network namespace of the calling thread, or until limit is over. The kernel adds the local
-// route of an IPv6 address from a work queue, a few milliseconds after the request was answered, and
-// until then drops what is sent there. It reports whether the address is in place.
+// route of an IPv6 address from a work queue, a few milliseconds after the request was answered,
+// and until then drops what is sent there. It reports whether the address is in place.
 func AwaitLocal(addr netip.Addr, limit time.Duration) bool {
 	if !addr.Is6() {
 		return true

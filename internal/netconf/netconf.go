@@ -48,9 +48,10 @@ type Family struct {
 
 // Result is what came of a Plan.
 type Result struct {
-	Index     int              // of the tap; 0 without one
-	MAC       net.HardwareAddr // of the guest's end of the tap; nil without one
-	LinkLocal netip.Addr       // the tap's link-local IPv6 address, made by the guest's kernel; invalid if none
+	Index int              // of the tap; 0 without one
+	MAC   net.HardwareAddr // of the guest's end of the tap; nil without one
+	// the tap's link-local IPv6 address, made by the guest's kernel; invalid if none
+	LinkLocal netip.Addr
 	// NoV4 and NoV6 tell that the namespace's kernel lacks a family that was enabled.
 	NoV4, NoV6 bool
 	// Warnings are messages for the user, in order.

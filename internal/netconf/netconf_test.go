@@ -249,8 +249,8 @@ func own(list []object) []object {
 	return kept
 }
 
-// An address that the host has for a while, as of a lease, is the namespace's for as long as it lasts: nobody there
-// renews it.
+// An address that the host has for a while, as of a lease, is the namespace's for as long as it
+// lasts: nobody there renews it.
 func TestCopiedAddressesDoNotExpire(t *testing.T) {
 	nstest.Enter(t)
 	nstest.IP(t, host+`

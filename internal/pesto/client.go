@@ -19,7 +19,8 @@ import (
 const (
 	// applyWait is how long the client waits for the server to do what it was asked for.
 	applyWait = 10 * time.Second
-	// busyPause is how long it waits to connect again to a server that has no room for another to wait.
+	// busyPause is how long it waits to connect again to a server that has no room for another to
+	// wait.
 	busyPause = 20 * time.Millisecond
 )
 

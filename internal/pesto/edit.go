@@ -27,8 +27,8 @@ type editor struct {
 	ephemeral func() config.PortRange
 }
 
-// edit does steps, options of the command line, with a copy of tables. warn is told what the user should
-// know if there is no error.
+// edit does steps, options of the command line, with a copy of tables. warn is told what the user
+// should know if there is no error.
 func edit(tables []Table, steps []config.Given, warn func(line string)) (changed []Table, err error) {
 	e := editor{tables: slices.Clone(tables), cleared: make(map[string]bool), warn: warn, ephemeral: sync.OnceValue(ephemeral)}
 	for i := range e.tables {

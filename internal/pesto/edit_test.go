@@ -115,7 +115,8 @@ func TestEditKeepsUnknownTables(t *testing.T) {
 	}
 }
 
-// Without SO_BINDTODEVICE, what listens inside does so on the loopback addresses, and the user is told.
+// Without SO_BINDTODEVICE, what listens inside does so on the loopback addresses, and the user is
+// told.
 func TestEditWithoutInterfaces(t *testing.T) {
 	var warned []string
 	tables := []Table{{ID: 3, Name: "SPLICE", Caps: CapIPv4 | CapIPv6 | CapTCP | CapUDP}}

@@ -27,8 +27,8 @@ const (
 type Forwarding interface {
 	// List returns the rules of a direction.
 	List(dir config.Direction) []config.Rule
-	// Replace puts inbound and outbound in the place of all rules there are. What of it could not be
-	// done is for it to log; the error says that something of importance was not.
+	// Replace puts inbound and outbound in the place of all rules there are. What of it could not
+	// be done is for it to log; the error says that something of importance was not.
 	Replace(inbound, outbound []config.Rule) error
 }
 
@@ -40,8 +40,8 @@ type Server struct {
 	Log        *zap.Logger
 }
 
-// Serve answers clients of l, one after the other, until ctx ends. It closes l. A client that takes too
-// long is dropped.
+// Serve answers clients of l, one after the other, until ctx ends. It closes l. A client that takes
+// too long is dropped.
 func (s *Server) Serve(ctx context.Context, l net.Listener) {
 	stop := context.AfterFunc(ctx, func() { l.Close() })
 	defer stop()

@@ -101,8 +101,8 @@ func (s *service) said() (lines []string) {
 	return lines
 }
 
-// Each row runs the program against one server after the other: what it prints, its status, and what the
-// server logs.
+// Each row runs the program against one server after the other: what it prints, its status, and
+// what the server logs.
 func TestClientAndServer(t *testing.T) {
 	const accepted = "info: Accepted configuration client"
 	const initial = "  HOST\n    TCP [*]:80  =>  80 \n    UDP [*]:53  =>  53 \n"

@@ -188,9 +188,9 @@ func readGreeting(r io.Reader) ([]Table, error) {
 	}
 }
 
-// readUpdate reads an answer to a greeting with the tables offered and returns those with the rules asked
-// for. A table that comes in parts has the rules of all of them. io.EOF means that the client asks for
-// nothing.
+// readUpdate reads an answer to a greeting with the tables offered and returns those with the rules
+// asked for. A table that comes in parts has the rules of all of them. io.EOF means that the client
+// asks for nothing.
 func readUpdate(r io.Reader, offered []Table) ([]Table, error) {
 	tables := make([]Table, len(offered))
 	for i, t := range offered {
@@ -301,8 +301,8 @@ func parseRule(b *[ruleSize]byte) (config.Rule, error) {
 	return r, nil
 }
 
-// nameIn returns the name in b, up to the first NUL, which there must be. It has no blanks and nothing that
-// a terminal acts on.
+// nameIn returns the name in b, up to the first NUL, which there must be. It has no blanks and
+// nothing that a terminal acts on.
 func nameIn(b []byte) (string, bool) {
 	n := bytes.IndexByte(b, 0)
 	if n < 0 {

@@ -9,8 +9,8 @@ import (
 	"fusilli/internal/process"
 )
 
-// TestAlone: without a target the translator has a user namespace of its own, the host's network and
-// what it was passed, and lives as any other.
+// TestAlone: without a target the translator has a user namespace of its own, the host's network
+// and what it was passed, and lives as any other.
 func TestAlone(t *testing.T) {
 	eachIdentity(t, func(t *testing.T, b *bed) {
 		secret := b.path("secret")

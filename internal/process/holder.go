@@ -26,7 +26,8 @@ type holder struct {
 // for: some containers forbid one or the other.
 type furnishing struct{ proc, ping, name syscall.Errno }
 
-// Stages of a holder. What it reports in one of them is a failure if there is an error number with it.
+// Stages of a holder. What it reports in one of them is a failure if there is an error number with
+// it.
 const (
 	stageNamespaces uintptr = iota // create and furnish them
 	stageNetNS                     // open its network namespace for the launcher
@@ -78,8 +79,8 @@ func (h *holder) failed() error {
 
 var errNoReport = errors.New("the first process of the namespaces was killed")
 
-// receive takes one report. It is an error if that tells of a failure, or if there is none and never
-// will be.
+// receive takes one report. It is an error if that tells of a failure, or if there is none and
+// never will be.
 func (h *holder) receive(flags int) error {
 	var r holderReport
 	raw := unsafe.Slice((*byte)(unsafe.Pointer(&r)), unsafe.Sizeof(r))
@@ -130,8 +131,8 @@ func hostName(given string, log *zap.Logger) string {
 }
 
 // forgetFiles gives the limit on open files back that Go's runtime raised at start, so that the
-// command has the one the user set: package syscall remembers it, and does this before it executes a
-// program. There is none of that name.
+// command has the one the user set: package syscall remembers it, and does this before it executes
+// a program. There is none of that name.
 func forgetFiles() { syscall.Exec("", nil, nil) }
 
 // preparedCommand is a command as hold needs it: memory that is allocated already.
@@ -147,9 +148,9 @@ type try struct {
 	script []*byte // arguments of a shell that interprets it
 }
 
-// prepareCommand makes ready to execute a command, or the user's shell if there is none, as execvp(3)
-// does: a name without a slash is looked for in PATH, and a file the kernel does not know is a shell
-// script.
+// prepareCommand makes ready to execute a command, or the user's shell if there is none, as
+// execvp(3) does: a name without a slash is looked for in PATH, and a file the kernel does not know
+// is a shell script.
 func prepareCommand(command []string) (*preparedCommand, error) {
 	file, argv := "", command
 	if len(command) > 0 {

@@ -86,8 +86,8 @@ type Spec struct {
 	// Exit, if not nil, ends everything when it has an event (poll(2)).
 	Exit *os.File
 
-	// Made are paths at which the caller has made sockets. They are removed if Launch fails before all that
-	// it starts runs; later, nothing may be removed any more (sandbox.Wait).
+	// Made are paths at which the caller has made sockets. They are removed if Launch fails before
+	// all that it starts runs; later, nothing may be removed any more (sandbox.Wait).
 	Made []string
 
 	// RunAs is the user to become, or nil for the default: nobody when started by the

@@ -16,9 +16,10 @@ import (
 )
 
 const (
-	maxProbe   = 99
-	probeWait  = 500 * time.Millisecond
-	retries    = 50 // while a passt sends us away since it has not noticed yet that its client has gone
+	maxProbe  = 99
+	probeWait = 500 * time.Millisecond
+	// while a passt sends us away since it has not noticed yet that its client has gone
+	retries    = 50
 	retryPause = 50 * time.Millisecond
 )
 
@@ -143,8 +144,8 @@ func probe(path string) (fd int, err error) {
 	return fd, nil
 }
 
-// again calls f until no signal of the runtime interrupts it: calls with a limit are not begun again by
-// the kernel (signal(7)).
+// again calls f until no signal of the runtime interrupts it: calls with a limit are not begun
+// again by the kernel (signal(7)).
 func again(f func() error) error {
 	for {
 		if err := f(); err != unix.EINTR {

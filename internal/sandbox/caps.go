@@ -47,16 +47,17 @@ func keepCaps(keep Caps) (left Caps, partial bool, err error) {
 	return left, partial, nil
 }
 
-// shared are the capabilities that a launcher may need for what it does itself, or passes on: to enter,
-// create and configure namespaces, to become another user, to open files for one, to bind low ports,
-// and to leave none of them to what it starts.
+// shared are the capabilities that a launcher may need for what it does itself, or passes on: to
+// enter, create and configure namespaces, to become another user, to open files for one, to bind
+// low ports, and to leave none of them to what it starts.
 const shared = 1<<unix.CAP_NET_BIND_SERVICE | 1<<unix.CAP_SETUID | 1<<unix.CAP_SETGID | 1<<unix.CAP_SETPCAP |
 	1<<unix.CAP_SYS_ADMIN | 1<<unix.CAP_NET_ADMIN | 1<<unix.CAP_DAC_OVERRIDE | 1<<unix.CAP_SYS_CHROOT |
 	1<<unix.CAP_SYS_PTRACE
 
-// Shed gives up, on every thread, the permitted and effective capabilities that no launcher needs. It
-// is for the beginning of a program that may run as root. To map that user into a namespace takes one
-// more (user_namespaces(7)). In a program linked with a C library only the calling thread is changed.
+// Shed gives up, on every thread, the permitted and effective capabilities that no launcher needs.
+// It is for the beginning of a program that may run as root. To map that user into a namespace
+// takes one more (user_namespaces(7)). In a program linked with a C library only the calling thread
+// is changed.
 func Shed() error {
 	head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var sets [2]unix.CapUserData

@@ -8,11 +8,12 @@ import (
 )
 
 // Enclose gives the calling thread a root directory in which there is nothing but dirs, which are
-// absolute paths of one name, with what is or will be mounted below them. The directory of a process is
-// its first thread's: that is the one to call this, locked to its goroutine. It needs CAP_SYS_ADMIN.
+// absolute paths of one name, with what is or will be mounted below them. The directory of a
+// process is its first thread's: that is the one to call this, locked to its goroutine. It needs
+// CAP_SYS_ADMIN.
 //
-// Other threads, and those they create, keep the old root: this is for a process that only waits and
-// opens no files any more, and confines nobody. For that, see Confine and Renounce.
+// Other threads, and those they create, keep the old root: this is for a process that only waits
+// and opens no files any more, and confines nobody. For that, see Confine and Renounce.
 func Enclose(dirs ...string) error {
 	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
 		return &stepError{"Failed to create a mount namespace", err}

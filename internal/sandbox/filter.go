@@ -120,8 +120,8 @@ func (r rule) compile(p []unix.SockFilter, who *pids) []unix.SockFilter {
 	return p
 }
 
-// compile appends code that goes on behind itself if the condition holds. Where its last instruction,
-// a jump, goes if not is yet to be said.
+// compile appends code that goes on behind itself if the condition holds. Where its last
+// instruction, a jump, goes if not is yet to be said.
 func (c cond) compile(p []unix.SockFilter, who *pids) []unix.SockFilter {
 	p = append(p, load(offArgs+8*c.arg+lowHalf))
 	if c.mask != ^uint32(0) {
@@ -157,8 +157,8 @@ func distance(n int) uint8 {
 	return uint8(n)
 }
 
-// filter puts the filter in force on every thread, and returns how many calls it allows. no_new_privs
-// must be set.
+// filter puts the filter in force on every thread, and returns how many calls it allows.
+// no_new_privs must be set.
 func filter(mode Mode, phase Phase, action Action, children ...int) (int, error) {
 	calls := list(mode, phase)
 	code := assemble(calls, auditArch, foreignCalls, action, pids{os.Getpid(), children})

@@ -71,7 +71,8 @@ func (m *machine) run(arch, nr uint32, args ...uint64) uint32 {
 			v = args[i]
 		}
 		halves := [2]uint32{uint32(v), uint32(v >> 32)}
-		b = word(word(b, halves[lowHalf/4]), halves[1-lowHalf/4]) // lowHalf is 0 on a little-endian machine
+		// lowHalf is 0 on a little-endian machine
+		b = word(word(b, halves[lowHalf/4]), halves[1-lowHalf/4])
 	}
 	n, err := m.vm.Run(b)
 	if err != nil {
@@ -123,8 +124,8 @@ func TestFilterAllowsTheTableOnly(t *testing.T) {
 	})
 }
 
-// TestStartingAllowsWhatCarryingDoes: the first filter is still there when the second comes, and must
-// not forbid more.
+// TestStartingAllowsWhatCarryingDoes: the first filter is still there when the second comes, and
+// must not forbid more.
 func TestStartingAllowsWhatCarryingDoes(t *testing.T) {
 	for _, mode := range []Mode{Pasta, Passt, Vhost} {
 		m := newMachine(t, mode, Starting)

@@ -12,7 +12,8 @@ const maxCap = 63
 
 // Renounce takes from a process that only waits for others all capabilities but
 // CAP_NET_BIND_SERVICE, on every thread and for good: what it may execute gets none either. It
-// keeps its root directory. In a program linked with a C library only the calling thread is changed.
+// keeps its root directory. In a program linked with a C library only the calling thread is
+// changed.
 func Renounce() error {
 	for bit := range uintptr(maxCap + 1) {
 		if bit == unix.CAP_NET_BIND_SERVICE {

@@ -7,8 +7,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestRefusedRoot: a process without a mount namespace of its own, or without the right to mount, is
-// told so, and is not confined by less.
+// TestRefusedRoot: a process without a mount namespace of its own, or without the right to mount,
+// is told so, and is not confined by less.
 func TestRefusedRoot(t *testing.T) {
 	out, ws := run(t, unix.CLONE_NEWUSER, Kill)
 	if want := "Failed to remount /: Operation not permitted\n"; out != want || ws.ExitStatus() != 1 {

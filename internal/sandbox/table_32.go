@@ -4,8 +4,8 @@ package sandbox
 
 import "golang.org/x/sys/unix"
 
-// Calls with another name and number where a word has 64 bits: these take offsets and identifiers that
-// are wider than the first ones of their kind.
+// Calls with another name and number where a word has 64 bits: these take offsets and identifiers
+// that are wider than the first ones of their kind.
 const (
 	nameMmap, sysMmap           = "mmap2", unix.SYS_MMAP2
 	nameFcntl, sysFcntl         = "fcntl64", unix.SYS_FCNTL64

@@ -4,8 +4,8 @@ import "golang.org/x/sys/unix"
 
 const auditArch = unix.AUDIT_ARCH_I386
 
-// foreignCalls would be the first number of system calls of another kind. A program that changes to 64
-// bits has another architecture.
+// foreignCalls would be the first number of system calls of another kind. A program that changes to
+// 64 bits has another architecture.
 const foreignCalls = 0
 
 func moreCalls() []call {

@@ -4,8 +4,8 @@ import "golang.org/x/sys/unix"
 
 const auditArch = unix.AUDIT_ARCH_S390X
 
-// foreignCalls would be the first number of system calls of another kind: programs of 31 bits have an
-// architecture of their own.
+// foreignCalls would be the first number of system calls of another kind: programs of 31 bits have
+// an architecture of their own.
 const foreignCalls = 0
 
 // lowHalf is where the low half of a register is in 8 bytes.

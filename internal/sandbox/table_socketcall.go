@@ -26,9 +26,9 @@ const (
 	opAccept4
 )
 
-// socketCalls is the one call by which Go's libraries make most calls of sockets on these machines, whose
-// kernels had no others before Linux 4.3. Its arguments are in memory, where no filter sees them: of
-// which kind a socket is, and which options it gets, is not checked here.
+// socketCalls is the one call by which Go's libraries make most calls of sockets on these machines,
+// whose kernels had no others before Linux 4.3. Its arguments are in memory, where no filter sees
+// them: of which kind a socket is, and which options it gets, is not checked here.
 func socketCalls() []call {
 	const why = "sockets, by the one call of old that Go's library makes for them"
 	return []call{

@@ -2,9 +2,9 @@ package sandbox
 
 import "golang.org/x/sys/unix"
 
-// startCalls are the entries that a translator has no use for any more once it is ready, and those of
-// the launcher's own. A translator opens what it will need, and takes rights from itself; not even
-// then does it start a process or execute a program.
+// startCalls are the entries that a translator has no use for any more once it is ready, and those
+// of the launcher's own. A translator opens what it will need, and takes rights from itself; not
+// even then does it start a process or execute a program.
 func startCalls() []call {
 	return []call{
 		{"prctl", unix.SYS_PRCTL, both, Starting, "confine: not dumpable, no new rights", []rule{

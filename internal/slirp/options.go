@@ -358,8 +358,8 @@ func setOutbound6(o *Options, v string) error {
 	return nil
 }
 
-// ErrOutbound is an outbound address that is neither an address nor an interface. Its text is the whole
-// message to the user.
+// ErrOutbound is an outbound address that is neither an address nor an interface. Its text is the
+// whole message to the user.
 type ErrOutbound struct{ Option, Family string }
 
 func (e ErrOutbound) Error() string {

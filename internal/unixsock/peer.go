@@ -15,8 +15,8 @@ import (
 // defaultOverflow is the kernel's own choice of the overflow user.
 const defaultOverflow = 65534
 
-// Peer returns the credentials of the process that connected to c. The PID is 0 if that process is not
-// visible from here.
+// Peer returns the credentials of the process that connected to c. The PID is 0 if that process is
+// not visible from here.
 func Peer(c net.Conn) (*unix.Ucred, error) {
 	u, ok := c.(*net.UnixConn)
 	if !ok {
@@ -34,8 +34,9 @@ func Peer(c net.Conn) (*unix.Ucred, error) {
 	return cred, err
 }
 
-// ForUser returns l without the clients of other users, which are hung up on and logged. file is that of
-// the socket (File). Both are closed with the listener that is returned. log is to be a limited one.
+// ForUser returns l without the clients of other users, which are hung up on and logged. file is
+// that of the socket (File). Both are closed with the listener that is returned. log is to be a
+// limited one.
 func ForUser(l net.Listener, file *os.File, log *zap.Logger) net.Listener {
 	overflow := uint64(defaultOverflow)
 	if text, err := os.ReadFile("/proc/sys/kernel/overflowuid"); err == nil {

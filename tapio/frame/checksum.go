@@ -9,12 +9,13 @@ import (
 // padded with a zero byte if its length is odd. The result has 16 bits and may be the initial
 // value of the next piece if b's length is even.
 //
-// It is as fast as memory: it takes 64 MiB at 16 to 32 GB/s where copy moves 7 to 13, and what is in the
-// nearest caches at 34 to 42, half of what copy does there (EPYC, 2 CPUs with noisy neighbours; go test -run Sum
-// -bench 'Sum|Copy' ./tapio/frame).
+// It is as fast as memory: it takes 64 MiB at 16 to 32 GB/s where copy moves 7 to 13, and what is
+// in the nearest caches at 34 to 42, half of what copy does there (EPYC, 2 CPUs with noisy
+// neighbours; go test -run Sum -bench 'Sum|Copy' ./tapio/frame).
 func Sum(b []byte, initial uint32) uint32 {
 	// The sum does not mind byte order (RFC 1071, 2 (B)): add 64-bit little-endian words and turn
-	// the result round at the end. Two sums, since an addition with carry waits for the one before it.
+	// the result round at the end. Two sums, since an addition with carry waits for the one before
+	// it.
 	var c, c2, s2 uint64
 	s := uint64(bits.ReverseBytes16(Fold(initial)))
 	for len(b) >= 128 {

@@ -97,10 +97,10 @@ func PutEchoReply(b []byte, our MAC, in []byte, p *Packet) int {
 	return Pad(b, L3Off+hlen+n)
 }
 
-// PutUnreachable writes to b, which has at least ICMPErrorLen bytes, what tells the sender of in that
-// there is no way to its destination, who reports that itself (RFC 792, RFC 4443, section 3.1), and
-// returns its length with padding. in is a frame and p what was found in it; our is our hardware
-// address.
+// PutUnreachable writes to b, which has at least ICMPErrorLen bytes, what tells the sender of in
+// that there is no way to its destination, who reports that itself (RFC 792, RFC 4443, section
+// 3.1), and returns its length with padding. in is a frame and p what was found in it; our is our
+// hardware address.
 func PutUnreachable(b []byte, our MAC, in []byte, p *Packet) int {
 	proto, hlen, etherType, kind := uint8(ProtoICMP), IPv4Len, uint16(EtherIPv4), uint8(3)
 	quote := in[p.L3:min(p.End, p.L4+quote4)]

@@ -14,22 +14,25 @@ const (
 	ICMPEcho               // ICMP echo request
 	ICMPv6Echo             // ICMPv6 echo request
 	NDP                    // router or neighbour solicitation or advertisement
-	TooBig                 // ICMP or ICMPv6: a router behind the guest cannot forward a packet of ours; see QuotedTCP
-	Fragment               // a fragment of an IP packet; only L4, where its data begins, means something
+	// ICMP or ICMPv6: a router behind the guest cannot forward a packet of ours; see QuotedTCP
+	TooBig
+	// a fragment of an IP packet; only L4, where its data begins, means something
+	Fragment
 )
 
 // maxOptions bounds the bytes of IPv6 extension headers. Real packets carry one or two headers of
 // 8 bytes; the bound keeps a packet of nothing but headers from costing time.
 const maxOptions = 512
 
-// Bounds of a row of segments, which is what a kernel asks a network card to cut up. What is beyond them
-// only makes work, some 75 bytes of headers for each byte of payload.
+// Bounds of a row of segments, which is what a kernel asks a network card to cut up. What is beyond
+// them only makes work, some 75 bytes of headers for each byte of payload.
 const (
-	// MinTCPSegment is the shortest payload that Linux cuts a stream into: tcp_min_snd_mss (ip-sysctl) is at
-	// least 48, from which come up to 40 bytes of options. Other systems stop earlier.
+	// MinTCPSegment is the shortest payload that Linux cuts a stream into: tcp_min_snd_mss
+	// (ip-sysctl) is at least 48, from which come up to 40 bytes of options. Other systems stop
+	// earlier.
 	MinTCPSegment = 8
-	// MaxUDPSegments is the number of datagrams that Linux takes at a time with UDP_SEGMENT (udp(7)), of any
-	// length: UDP_MAX_SEGMENTS, 64 before Linux 6.9.
+	// MaxUDPSegments is the number of datagrams that Linux takes at a time with UDP_SEGMENT
+	// (udp(7)), of any length: UDP_MAX_SEGMENTS, 64 before Linux 6.9.
 	MaxUDPSegments = 128
 )
 
@@ -56,10 +59,10 @@ type Packet struct {
 // Parse fills p from the frame in b and returns OK, or the reason to drop it; p is undefined then.
 //
 // It trusts no length in the frame and never reads past b. Frames that are taken: ARP, and IP
-// packets with TCP, UDP, echo requests, NDP and what routers say about packets that are too big, or fragments of any protocol, whose addresses a guest
-// may use. For UDP the length field is ignored: a packet of several datagrams (GSO) has none that
-// would fit, and the IP header has said it already. A source of 0.0.0.0 is accepted to UDP port
-// 67 only, :: in NDP only.
+// packets with TCP, UDP, echo requests, NDP and what routers say about packets that are too big, or
+// fragments of any protocol, whose addresses a guest may use. For UDP the length field is ignored:
+// a packet of several datagrams (GSO) has none that would fit, and the IP header has said it
+// already. A source of 0.0.0.0 is accepted to UDP port 67 only, :: in NDP only.
 //
 // Parse keeps nothing of b.
 func Parse(b []byte, p *Packet) Reason {
@@ -334,7 +337,8 @@ func (p *Packet) udp(b []byte) Reason {
 	return OK
 }
 
-// echo parses the ICMP header at L4, which must be an echo request, or say that a packet is too big. b ends where the packet does.
+// echo parses the ICMP header at L4, which must be an echo request, or say that a packet is too
+// big. b ends where the packet does.
 func (p *Packet) echo(b []byte, kind Kind, request uint8, unspecified, multicast bool) Reason {
 	h := b[p.L4:]
 	if len(h) < ICMPLen {

@@ -10,9 +10,9 @@ type Quoted struct {
 	Seq              uint32
 }
 
-// QuotedTCP returns the segment that b, which p was made from and which is of kind TooBig, quotes (RFC 1191,
-// section 4, RFC 4443, section 3.2). It returns false if that is something else, or cut off before the sequence
-// number.
+// QuotedTCP returns the segment that b, which p was made from and which is of kind TooBig, quotes
+// (RFC 1191, section 4, RFC 4443, section 3.2). It returns false if that is something else, or cut
+// off before the sequence number.
 func QuotedTCP(b []byte, p *Packet) (q Quoted, ok bool) {
 	icmp, ip := b[p.L4:p.Payload], b[p.Payload:p.End]
 	l4 := IPv6Len

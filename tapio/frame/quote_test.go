@@ -5,7 +5,8 @@ import (
 	"testing"
 )
 
-// tooBig returns the message of a router at src that a segment of 60 bytes to its guest is too big for mtu.
+// tooBig returns the message of a router at src that a segment of 60 bytes to its guest is too big
+// for mtu.
 func tooBig(v6 bool, mtu uint16) (f []byte, want Quoted) {
 	l3, etherType, proto := IPv4Len, uint16(EtherIPv4), uint8(ProtoICMP)
 	want = Quoted{MTU: int(mtu), Src: Addr4([4]byte{192, 0, 2, 1}), Dst: Addr4([4]byte{10, 0, 2, 15}), SrcPort: 80, DstPort: 40001, Seq: 0x12345678}

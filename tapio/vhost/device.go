@@ -15,8 +15,8 @@ import (
 	"fusilli/tapio/frame"
 )
 
-// acceptPause is the time between attempts to accept a front end for which there is no descriptor or
-// memory.
+// acceptPause is the time between attempts to accept a front end for which there is no descriptor
+// or memory.
 const acceptPause = 100 * time.Millisecond
 
 // Options say how a device behaves. The zero value waits for one front end after the other.
@@ -26,7 +26,8 @@ type Options struct {
 	// OneOff ends the link when its first front end has gone: Read returns tapio.ErrClientGone.
 	OneOff bool
 
-	// Compat offers only the features that passt offers, for guests that shall be able to move to it.
+	// Compat offers only the features that passt offers, for guests that shall be able to move to
+	// it.
 	Compat bool
 }
 
@@ -68,8 +69,8 @@ type guestAbility struct {
 	merge bool // frames may be in several buffers
 }
 
-// Listen returns the device for whatever front end connects to the listening socket fd, which it takes
-// over.
+// Listen returns the device for whatever front end connects to the listening socket fd, which it
+// takes over.
 func Listen(fd int, o Options) (*Device, error) {
 	d, err := newDevice(o)
 	if err == nil {
@@ -84,8 +85,8 @@ func Listen(fd int, o Options) (*Device, error) {
 	return d, nil
 }
 
-// New returns the device for the front end at the other end of the connected socket fd, which it takes
-// over. It is a one-off.
+// New returns the device for the front end at the other end of the connected socket fd, which it
+// takes over. It is a one-off.
 func New(fd int, o Options) (*Device, error) {
 	o.OneOff = true
 	d, err := newDevice(o)
@@ -122,12 +123,12 @@ func newDevice(o Options) (*Device, error) {
 }
 
 // OnRoom makes the device call f when it takes frames again after it has dropped some for want of
-// buffers, or of a guest. It is to be called before the first Write; any goroutine may call f, which
-// must not block.
+// buffers, or of a guest. It is to be called before the first Write; any goroutine may call f,
+// which must not block.
 func (d *Device) OnRoom(f func()) { d.room = f }
 
-// OnConnect makes the device call f when frames can reach a new guest for the first time. It is to be
-// called before the first Read; f must not block.
+// OnConnect makes the device call f when frames can reach a new guest for the first time. It is to
+// be called before the first Read; f must not block.
 func (d *Device) OnConnect(f func()) { d.connect = f }
 
 // Faults returns the number of front ends whose connection was closed for breaking the protocol.
@@ -317,7 +318,8 @@ func (d *Device) TryRead(b []byte) (int, error) {
 	return d.look(b, false)
 }
 
-// look takes the next frame, if there is one. With sleep the guest rings for the next one if there is none.
+// look takes the next frame, if there is one. With sleep the guest rings for the next one if there
+// is none.
 func (d *Device) look(b []byte, sleep bool) (int, error) {
 	if err := d.over.Load(); err != nil {
 		return 0, *err

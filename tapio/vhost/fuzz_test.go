@@ -16,11 +16,12 @@ import (
 
 const fuzzMemory = 16 << 10 // bytes of the guest's memory in each of two regions that touch
 
-// FuzzRing has a guest write anything to its memory, between any two uses of its rings. Whatever is there, nothing
-// panics, a frame that is read lies in the memory, and a frame that is sent changes nothing else there than
-// what was lent for it.
+// FuzzRing has a guest write anything to its memory, between any two uses of its rings. Whatever is
+// there, nothing panics, a frame that is read lies in the memory, and a frame that is sent changes
+// nothing else there than what was lent for it.
 //
-// Input is a size of the rings, flags, and operations: four bytes each, for what is done, a place, and a value.
+// Input is a size of the rings, flags, and operations: four bytes each, for what is done, a place,
+// and a value.
 func FuzzRing(f *testing.F) {
 	// A chain of one descriptor at 8192 of 200 bytes, which is made available.
 	one := func(flags byte) []byte {
@@ -155,11 +156,12 @@ func known(t *testing.T, err error) {
 	}
 }
 
-// FuzzMessages has a front end send anything, with descriptors that fit and others. Whatever comes, the device can be
-// closed, and nothing is left of what came.
+// FuzzMessages has a front end send anything, with descriptors that fit and others. Whatever comes,
+// the device can be closed, and nothing is left of what came.
 //
-// Input is messages: a request, flags, a number of descriptors and how many words the payload has, and a byte for each
-// word, which stands for one of the values that matter or for itself; the top bit makes it an address.
+// Input is messages: a request, flags, a number of descriptors and how many words the payload has,
+// and a byte for each word, which stands for one of the values that matter or for itself; the top
+// bit makes it an address.
 func FuzzMessages(f *testing.F) {
 	region := []byte{0x80, 0, 4, 0, 0xc0, 0, 0, 0}
 	f.Add([]byte{getFeatures, 0, 0, 0, setFeatures, 0, 0, 2, 0, 0})

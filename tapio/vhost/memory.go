@@ -75,8 +75,8 @@ type memory struct {
 	logFD   int    // rung at changes; -1: none
 }
 
-// at returns the n bytes at the guest's address, or as many as the region has: the rest is in another
-// one. nil: there is none.
+// at returns the n bytes at the guest's address, or as many as the region has: the rest is in
+// another one. nil: there is none.
 func (m *memory) at(addr, n uint64) []byte {
 	for i := range m.regions {
 		r := &m.regions[i]

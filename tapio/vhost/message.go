@@ -75,7 +75,8 @@ var sizes = map[uint32]size{
 	remMemReg:      {payload: 8 + regionLen, most: 1}, // QEMU sends the descriptor, too
 }
 
-// message is a request of the front end with its descriptors, which belong to it until they are taken.
+// message is a request of the front end with its descriptors, which belong to it until they are
+// taken.
 type message struct {
 	request uint32
 	flags   uint32
@@ -114,8 +115,8 @@ func protocolErrorf(format string, args ...any) error {
 	return protocolError(fmt.Sprintf(format, args...))
 }
 
-// readMessage waits for the next message on conn, a non-blocking socket in Go's poller. With an error no
-// descriptor is left open. errHangUp is the end between two messages.
+// readMessage waits for the next message on conn, a non-blocking socket in Go's poller. With an
+// error no descriptor is left open. errHangUp is the end between two messages.
 func readMessage(conn *os.File, m *message, buf *[headerLen + maxPayload]byte) error {
 	*m = message{}
 	n, err := receive(conn, buf[:headerLen], m)

@@ -8,9 +8,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// pollSet wakes the reader: for the descriptors that the guest rings, and by wake. It is an epoll set
-// that is itself in Go's poller. Descriptors are edge-triggered in it and never read: each ring is one
-// more edge (epoll(7)).
+// pollSet wakes the reader: for the descriptors that the guest rings, and by wake. It is an epoll
+// set that is itself in Go's poller. Descriptors are edge-triggered in it and never read: each ring
+// is one more edge (epoll(7)).
 type pollSet struct {
 	set  *os.File
 	raw  syscall.RawConn

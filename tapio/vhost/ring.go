@@ -27,11 +27,12 @@ const (
 	availNoInterrupt = 1 // flags of the available ring
 	usedNoNotify     = 1 // flags of the used ring
 
-	// headerBytes is the length of virtio_net_hdr_mrg_rxbuf: the header of package frame and the number
-	// of buffers.
+	// headerBytes is the length of virtio_net_hdr_mrg_rxbuf: the header of package frame and the
+	// number of buffers.
 	headerBytes = frame.VnetLen + 2
 
-	// maxPending is the number of transmitted chains after which the guest gets them back, at the latest.
+	// maxPending is the number of transmitted chains after which the guest gets them back, at the
+	// latest.
 	maxPending = 32
 )
 
@@ -157,8 +158,8 @@ func closeFD(fd *int) {
 	}
 }
 
-// load16 reads the 16-bit little-endian number at b, which others change, by an atomic load of the aligned
-// word it is in. b is at an even address, so that this word holds all of it.
+// load16 reads the 16-bit little-endian number at b, which others change, by an atomic load of the
+// aligned word it is in. b is at an even address, so that this word holds all of it.
 func load16(b []byte) uint16 {
 	p := unsafe.Pointer(&b[0])
 	off := uintptr(p) & 3
@@ -180,11 +181,12 @@ func (q *queue) storeUsed(flags uint16) {
 
 var fence atomic.Uint32
 
-// barrier orders all accesses before it and all after it: an atomic exchange does, on each architecture.
+// barrier orders all accesses before it and all after it: an atomic exchange does, on each
+// architecture.
 func barrier() { fence.Swap(1) }
 
-// availIndex is how many chains the guest has made available. What it has made available is not read
-// before.
+// availIndex is how many chains the guest has made available. What it has made available is not
+// read before.
 func (q *queue) availIndex() uint16 { return load16(q.avail[2:]) }
 
 // waiting returns the number of chains that can be taken.
@@ -196,8 +198,8 @@ func (q *queue) waiting() (int, error) {
 	return int(n), nil
 }
 
-// pop takes the next chain, of which there is one, and appends its pieces to q.pieces: those the device
-// may write to with write, else those it may read.
+// pop takes the next chain, of which there is one, and appends its pieces to q.pieces: those the
+// device may write to with write, else those it may read.
 func (q *queue) pop(write bool) (chain, error) {
 	slot := q.next & uint16(q.num-1)
 	c := chain{head: load16(q.avail[4+2*slot:])}
@@ -323,8 +325,8 @@ func (q *queue) publish() (notify bool) {
 	return false
 }
 
-// askForKick makes the guest ring when it adds a chain from here on, and returns whether one has come
-// meanwhile.
+// askForKick makes the guest ring when it adds a chain from here on, and returns whether one has
+// come meanwhile.
 func (q *queue) askForKick() bool {
 	if q.events {
 		e := q.used[4+8*q.num:]
@@ -336,8 +338,8 @@ func (q *queue) askForKick() bool {
 	return q.availIndex() != q.next
 }
 
-// caught turns a fault of the guest's memory into an error. It is deferred by each function that looks at
-// that memory.
+// caught turns a fault of the guest's memory into an error. It is deferred by each function that
+// looks at that memory.
 func caught(err *error) {
 	switch v := recover().(type) {
 	case nil:
@@ -351,9 +353,9 @@ func caught(err *error) {
 	}
 }
 
-// read copies the next frame to b, which has room for frame.MaxFrame bytes, and returns its length with
-// the virtio_net_hdr; 0: there is none, and the guest rings if sleep says so. notify is the descriptor to
-// ring; -1: none.
+// read copies the next frame to b, which has room for frame.MaxFrame bytes, and returns its length
+// with the virtio_net_hdr; 0: there is none, and the guest rings if sleep says so. notify is the
+// descriptor to ring; -1: none.
 func (q *queue) read(b []byte, sleep bool) (n int, notify int, err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer caught(&err)
@@ -392,7 +394,8 @@ func (q *queue) read(b []byte, sleep bool) (n int, notify int, err error) {
 	}
 }
 
-// gather copies a frame with its header to b, and returns its length; 0: it is none that can be carried.
+// gather copies a frame with its header to b, and returns its length; 0: it is none that can be
+// carried.
 func gather(b []byte, pieces []piece) int {
 	var h [headerBytes]byte
 	total, have := 0, 0
@@ -429,9 +432,9 @@ type writer struct {
 
 var writers = sync.Pool{New: func() any { return new(writer) }}
 
-// write sends the frame b to the guest, as it is. With merge it may be in several chains. notify is the
-// descriptor to ring; -1: none. The error is tapio.ErrDropped where there is no room, and else a
-// violation.
+// write sends the frame b to the guest, as it is. With merge it may be in several chains. notify is
+// the descriptor to ring; -1: none. The error is tapio.ErrDropped where there is no room, and else
+// a violation.
 func (q *queue) write(b []byte, merge bool) (notify int, err error) {
 	w := writers.Get().(*writer)
 	defer writers.Put(w)

@@ -51,7 +51,8 @@ const (
 	numQueues
 )
 
-// session is one front end and what it has set up. serve is the only goroutine that handles messages.
+// session is one front end and what it has set up. serve is the only goroutine that handles
+// messages.
 type session struct {
 	d    *Device
 	conn *os.File
@@ -398,8 +399,8 @@ func (s *session) eachQueue(f func(*queue) error) error {
 	return nil
 }
 
-// begun looks whether q can be used now, without waiting for the guest to ring: what it rang for before may
-// be lost.
+// begun looks whether q can be used now, without waiting for the guest to ring: what it rang for
+// before may be lost.
 func (s *session) begun(q *queue) {
 	q.mu.Lock()
 	usable := q.usable()

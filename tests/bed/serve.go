@@ -8,9 +8,9 @@ import (
 	"time"
 )
 
-// ServeTCP has handle called, in a goroutine of its own, for each connection to addr, "IP:port", of the
-// namespace, and closes the connection afterwards, until the listener is closed. Errors are those of
-// Listen.
+// ServeTCP has handle called, in a goroutine of its own, for each connection to addr, "IP:port", of
+// the namespace, and closes the connection afterwards, until the listener is closed. Errors are
+// those of Listen.
 func (n *NS) ServeTCP(addr string, handle func(c net.Conn)) (io.Closer, error) {
 	l, err := n.Listen("tcp", addr)
 	if err != nil {
@@ -31,9 +31,9 @@ func (n *NS) ServeTCP(addr string, handle func(c net.Conn)) (io.Closer, error) {
 	return l, nil
 }
 
-// ServeUDP answers datagrams to addr, "IP:port", of the namespace with what answer makes of each, nil for
-// nothing, until the socket is closed. b is valid until answer returns; local is the socket's own address.
-// Errors are those of ListenPacket.
+// ServeUDP answers datagrams to addr, "IP:port", of the namespace with what answer makes of each,
+// nil for nothing, until the socket is closed. b is valid until answer returns; local is the
+// socket's own address. Errors are those of ListenPacket.
 func (n *NS) ServeUDP(addr string, answer func(local, from net.Addr, b []byte) []byte) (io.Closer, error) {
 	c, err := n.ListenPacket("udp", addr)
 	if err != nil {
@@ -59,8 +59,8 @@ func (n *NS) ServeUDP(addr string, answer func(local, from net.Addr, b []byte) [
 // serveDNSLimit is for how long a connection to ServeDNS may last.
 const serveDNSLimit = time.Minute
 
-// ServeDNS answers queries at addr, "IP:port", of the namespace with what answer makes of each, nil for
-// nothing, over UDP and TCP, until what it returns is closed. Errors are those of Listen and
+// ServeDNS answers queries at addr, "IP:port", of the namespace with what answer makes of each, nil
+// for nothing, over UDP and TCP, until what it returns is closed. Errors are those of Listen and
 // ListenPacket.
 func (n *NS) ServeDNS(addr string, answer func(query []byte) []byte) (io.Closer, error) {
 	udp, err := n.ServeUDP(addr, func(_, _ net.Addr, b []byte) []byte { return answer(b) })
@@ -96,8 +96,8 @@ func (l closers) Close() error {
 	return errors.Join(errs...)
 }
 
-// ReadDNS reads a message with its length before it, as TCP has it (RFC 1035, section 4.2.2). Errors are
-// those of c.
+// ReadDNS reads a message with its length before it, as TCP has it (RFC 1035, section 4.2.2).
+// Errors are those of c.
 func ReadDNS(c net.Conn) ([]byte, error) {
 	var h [2]byte
 	if _, err := io.ReadFull(c, h[:]); err != nil {

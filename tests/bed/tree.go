@@ -10,9 +10,10 @@ import (
 
 // Usage is what the living processes of a tree have in use.
 type Usage struct {
-	CPU     time.Duration // user and system, children that have ended and were waited for included; 10 ms steps
-	RSS     int           // resident memory in bytes, shared pages counted in each process
-	FDs     int           // open descriptors
+	// user and system, children that have ended and were waited for included; 10 ms steps
+	CPU     time.Duration
+	RSS     int // resident memory in bytes, shared pages counted in each process
+	FDs     int // open descriptors
 	Threads int
 	PIDs    []int
 }

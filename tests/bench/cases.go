@@ -244,8 +244,8 @@ func idle(s *session, _ time.Duration) ([]figure, error) {
 	return []figure{{value: float64(u1.RSS-u0.RSS) / 1024 / idleFlow, unit: "KiB", less: true, cpu: u1.CPU - u0.CPU}}, err
 }
 
-// stuck is the memory of flows whose peers read nothing, each filled until its sender has to stop: all the
-// translator has then, and what each of them adds.
+// stuck is the memory of flows whose peers read nothing, each filled until its sender has to stop:
+// all the translator has then, and what each of them adds.
 func stuck(flows int) func(*session, time.Duration) ([]figure, error) {
 	return func(s *session, _ time.Duration) ([]figure, error) {
 		u0, err := s.usage()

@@ -69,8 +69,9 @@ func (im impl) startPasst(ctx context.Context, b *bed.Bed, mtu int) (proc *bed.P
 	return proc, socket, stop, err
 }
 
-// machine returns the case of a guest in QEMU with the given MTU: it boots once, and does all. Under
-// emulation the guest is the slow one, and the figure that counts is the translator's CPU time.
+// machine returns the case of a guest in QEMU with the given MTU: it boots once, and does all.
+// Under emulation the guest is the slow one, and the figure that counts is the translator's CPU
+// time.
 func machine(mtu int, d time.Duration) func(context.Context, impl, *bed.Bed, string) ([]figure, error) {
 	return func(ctx context.Context, im impl, b *bed.Bed, self string) ([]figure, error) {
 		proc, socket, stop, err := im.startPasst(ctx, b, mtu)

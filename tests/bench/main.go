@@ -1,6 +1,7 @@
 // Command bench compares user-mode network translators on one machine.
 //
-//	go run ./tests/bench [-ours ./pasta] [-cases tcp-out,slow] [-runs 3] [-secs 2] [-json FILE [-chart FILE]] [-markdown]
+//	go run ./tests/bench [-ours ./pasta] [-cases tcp-out,slow] [-runs 3] [-secs 2] [-json FILE
+//	[-chart FILE]] [-markdown]
 //
 // It makes its own namespaces (package bed), connects one through each implementation in
 // turn, within each round and for each case, and prints the median over the rounds, the

@@ -17,8 +17,8 @@ import (
 )
 
 // streamCases are passt alone, with a client that does what a hypervisor does: frames of one TCP
-// connection out of the guest, each written by itself, at a given rate or as fast as they are taken.
-// Without an emulated guest beside it, the CPU time is known with little noise.
+// connection out of the guest, each written by itself, at a given rate or as fast as they are
+// taken. Without an emulated guest beside it, the CPU time is known with little noise.
 func streamCases(d time.Duration) []benchCase {
 	var list []benchCase
 	for _, c := range []struct {

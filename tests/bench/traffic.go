@@ -392,8 +392,8 @@ func (g *generator) tcpIdle(addr string, n int) error {
 }
 
 const (
-	// stuckPorts is the number of connections to one port of a server that reads nothing: less than there
-	// are ephemeral ports.
+	// stuckPorts is the number of connections to one port of a server that reads nothing: less than
+	// there are ephemeral ports.
 	stuckPorts = 20000
 	// stuckFor is how long no connection takes a byte before all are taken to be stuck.
 	stuckFor = time.Second

@@ -18,11 +18,15 @@ import (
 
 // commands are those of the scripts:
 //
-//	status N PROGRAM ARGS...      run PROGRAM on the host as the unprivileged user; it must end with status N
+//	status N PROGRAM ARGS...      run PROGRAM on the host as the unprivileged user; it must end
+//	                              with status N
 //	asroot N PROGRAM ARGS...      the same as root
-//	refused PROGRAM FILE          each line "ARGS => TEXT" of FILE: status 1, TEXT alone on standard error
-//	misused PROGRAM FILE          each line "ARGS => TEXT": status 1, "PROGRAM: TEXT" and how to see the help on standard error
-//	understood PROGRAM FILE       each line ARGS, followed by --version: status 0, and that is all it does
+//	refused PROGRAM FILE          each line "ARGS => TEXT" of FILE: status 1, TEXT alone on
+//	                              standard error
+//	misused PROGRAM FILE          each line "ARGS => TEXT": status 1, "PROGRAM: TEXT" and how to
+//	                              see the help on standard error
+//	understood PROGRAM FILE       each line ARGS, followed by --version: status 0, and that is all
+//	                              it does
 //	target VAR                    make a user and network namespace; VAR is the PID of its process
 //	leave PID                     end that process, and so the namespace
 //	inside PID PROGRAM ARGS...    run PROGRAM in the namespaces of PID
@@ -102,7 +106,8 @@ var canBeNobody = sync.OnceValue(func() bool {
 	return exec.Command("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "true").Run() == nil
 })
 
-// onHost is the command that runs argv on the host of the script. argv[0] reaches the program as it is.
+// onHost is the command that runs argv on the host of the script. argv[0] reaches the program as it
+// is.
 func onHost(h *bed.NS, user bed.User, argv ...string) []string {
 	words := []string{"timeout", "-s", "KILL", strconv.Itoa(int(limit.Seconds())), "nsenter", "--net=" + h.Path()}
 	if user == bed.Nobody && canBeNobody() {

@@ -47,7 +47,8 @@ func begin(t *testing.T, b *bed.Bed, user bed.User, pidFile string, files []*os.
 	t.Helper()
 	s := &started{done: make(chan struct{}), pidFile: pidFile}
 	words := onHost(b.Host, user, argv...)
-	s.cmd = exec.Command(words[4], words[5:]...) // what ends in time anyway, without timeout(1) in between
+	// what ends in time anyway, without timeout(1) in between
+	s.cmd = exec.Command(words[4], words[5:]...)
 	s.cmd.Env = []string{"PATH=" + bin + ":/usr/sbin:/usr/bin:/sbin:/bin"}
 	s.cmd.Dir = "/"
 	s.cmd.ExtraFiles = files
@@ -157,7 +158,8 @@ func (s *started) gone(t *testing.T, o *outcome, d time.Duration) {
 	o.Leaves = err == nil
 }
 
-// ending is what ends a run: the signal by, or "namespace" for the end of that; and within what time.
+// ending is what ends a run: the signal by, or "namespace" for the end of that; and within what
+// time.
 type ending struct {
 	by     string
 	within time.Duration
@@ -177,7 +179,8 @@ type attached struct {
 	Inside found
 }
 
-// TestAttachedSideBySide is TestSideBySide for namespaces that are there already: by PID, path and name.
+// TestAttachedSideBySide is TestSideBySide for namespaces that are there already: by PID, path and
+// name.
 func TestAttachedSideBySide(t *testing.T) {
 	if _, err := os.Stat(other); err != nil {
 		t.Skip(err)
@@ -256,7 +259,8 @@ func TestAttachedSideBySide(t *testing.T) {
 	}
 }
 
-// compare fails if the outcomes of the other implementation and of this one differ, but for a reason.
+// compare fails if the outcomes of the other implementation and of this one differ, but for a
+// reason.
 func compare[T any](t *testing.T, theirs, ours T, reason string) {
 	t.Helper()
 	diff := cmp.Diff(theirs, ours)

@@ -1,10 +1,10 @@
 // Package cli tests the command line of the program as its users and clients see it: options,
 // messages, exit statuses and what becomes of a namespace.
 //
-// The scripts in testdata are those of testscript; there is one for each topic, and commands_test.go has
-// the commands they can use besides testscript's own. Each runs on a host with a remote peer of its
-// own, see package bed, as an unprivileged user. compare_test.go runs the same command lines with
-// another implementation where there is one.
+// The scripts in testdata are those of testscript; there is one for each topic, and
+// commands_test.go has the commands they can use besides testscript's own. Each runs on a host with
+// a remote peer of its own, see package bed, as an unprivileged user. compare_test.go runs the same
+// command lines with another implementation where there is one.
 package cli
 
 import (
@@ -62,7 +62,8 @@ func run(m *testing.M) int {
 	return m.Run()
 }
 
-// install puts the program where everybody can run it, under each of its names and one that is none.
+// install puts the program where everybody can run it, under each of its names and one that is
+// none.
 func install(path string) error {
 	program, err := bed.Provide(path, "passt")
 	if err != nil {

@@ -22,13 +22,14 @@ const otherPasst = "/usr/bin/passt"
 
 // machine is the outcome of passt.
 type machine struct {
-	Run      outcome
-	Socket   string // where it listens: name of the file, of those in the run's directory and in /tmp
-	Answers  bool   // the first client
-	Refuses  bool   // another one meanwhile
-	EndsWith bool   // it ends with the first client
-	Again    bool   // answers the next one
-	Left     bool   // the socket is there when it has ended
+	Run outcome
+	// where it listens: name of the file, of those in the run's directory and in /tmp
+	Socket   string
+	Answers  bool // the first client
+	Refuses  bool // another one meanwhile
+	EndsWith bool // it ends with the first client
+	Again    bool // answers the next one
+	Left     bool // the socket is there when it has ended
 }
 
 // TestPasstSideBySide is TestSideBySide for passt: its socket, its clients and its end.
@@ -110,7 +111,8 @@ func TestPasstSideBySide(t *testing.T) {
 		{args: "-1 -1 -s {sock} -P {file}", reason: "a flag may be repeated"},
 	} {
 		t.Run(tt.args+" "+tt.there+tt.end, func(t *testing.T) {
-			if tt.fd || strings.Contains(tt.args, "-s") { // not with a default path, all of which are one run's
+			// not with a default path, all of which are one run's
+			if tt.fd || strings.Contains(tt.args, "-s") {
 				t.Parallel()
 			}
 			run := func(program string, within time.Duration) machine {
@@ -237,8 +239,8 @@ func tmpSockets() []string {
 	return all
 }
 
-// find connects to the socket of the run: at place, or at a default path that is not the one in use before.
-// There is neither if nobody listens.
+// find connects to the socket of the run: at place, or at a default path that is not the one in use
+// before. There is neither if nobody listens.
 func find(place, there string) (string, net.Conn) {
 	paths := []string{place}
 	if strings.HasPrefix(place, "/tmp/") {
@@ -280,8 +282,8 @@ func answers(c net.Conn) bool {
 	}
 }
 
-// comesBack reports whether a client is served after another. It tries again, since it is turned away while
-// the end of that one has not been noticed.
+// comesBack reports whether a client is served after another. It tries again, since it is turned
+// away while the end of that one has not been noticed.
 func comesBack(socket string) bool {
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()

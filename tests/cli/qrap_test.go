@@ -16,8 +16,8 @@ import (
 // otherQrap is the other implementation of qrap.
 const otherQrap = "/usr/bin/qrap"
 
-// emulator takes the place of QEMU: it prints its arguments, each on a line of its own, and the first frame
-// that comes from the descriptors that a row may have passed on.
+// emulator takes the place of QEMU: it prints its arguments, each on a line of its own, and the
+// first frame that comes from the descriptors that a row may have passed on.
 const emulator = `#!/bin/sh
 for a; do echo "$a"; done
 for fd in 5 7; do
@@ -25,8 +25,9 @@ for fd in 5 7; do
 done
 `
 
-// TestQrap runs the same command lines with this program and with Debian's qrap, with this passt behind
-// both, and compares what QEMU gets. A row with a reason is one where they differ on purpose.
+// TestQrap runs the same command lines with this program and with Debian's qrap, with this passt
+// behind both, and compares what QEMU gets. A row with a reason is one where they differ on
+// purpose.
 func TestQrap(t *testing.T) {
 	if _, err := os.Stat(otherQrap); err != nil {
 		t.Skip(err)
@@ -77,7 +78,8 @@ func TestQrap(t *testing.T) {
 		unix.Kill(n, unix.SIGTERM)
 	})
 
-	const firstFrame = "0000003cffffffffffff9a559a559a55080600010800060400" // of ARP: a question, or the answer to the probe
+	// of ARP: a question, or the answer to the probe
+	const firstFrame = "0000003cffffffffffff9a559a559a55080600010800060400"
 	for _, tt := range []struct {
 		args, want string
 		reason     string

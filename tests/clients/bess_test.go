@@ -15,8 +15,8 @@ import (
 	"fusilli/tests/bed"
 )
 
-// TestSlirpBESS: with --target-type=bess a machine, of User Mode Linux, connects to a socket and sends and
-// receives its frames in packets. Here it is a namespace.
+// TestSlirpBESS: with --target-type=bess a machine, of User Mode Linux, connects to a socket and
+// sends and receives its frames in packets. Here it is a namespace.
 func TestSlirpBESS(t *testing.T) {
 	t.Parallel()
 	beside(t, func(t *testing.T, program string) {

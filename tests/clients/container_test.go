@@ -10,9 +10,9 @@ import (
 	"fusilli/tests/bed"
 )
 
-// TestInsideContainer runs pasta and passt as programs of a rootless container of Podman's, which has the
-// capabilities, the filter of system calls and the masked /proc that containers have: either they are
-// confined as anywhere else, or they say what is refused and do not run.
+// TestInsideContainer runs pasta and passt as programs of a rootless container of Podman's, which
+// has the capabilities, the filter of system calls and the masked /proc that containers have:
+// either they are confined as anywhere else, or they say what is refused and do not run.
 func TestInsideContainer(t *testing.T) {
 	needsClients(t)
 	b := newBed(t)
@@ -62,7 +62,8 @@ func TestInsideContainer(t *testing.T) {
 		says    string
 	}{
 		{"pasta, as Podman's containers are", nil, fetch, 0, "far ", confined},
-		{"passt, as Podman's containers are", nil, guest, 0, "Seccomp_filters:\t3\n", ""}, // one is the container's
+		// one is the container's
+		{"passt, as Podman's containers are", nil, guest, 0, "Seccomp_filters:\t3\n", ""},
 		{"pasta, as Docker's containers are", []string{"--security-opt=seccomp=" + profile}, fetch, 1, "", refused},
 		{"passt, as Docker's containers are", []string{"--security-opt=seccomp=" + profile}, guest, 1, "", refused},
 		{"pasta, all privileges", []string{"--privileged"}, fetch, 0, "far ", confined},

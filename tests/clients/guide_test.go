@@ -31,8 +31,8 @@ func commands(t *testing.T, client string) []string {
 	return blocks
 }
 
-// reader runs commands as somebody who has read the guide and has installed the program: what is below
-// /usr/local comes first. more goes before that.
+// reader runs commands as somebody who has read the guide and has installed the program: what is
+// below /usr/local comes first. more goes before that.
 func reader(t *testing.T, b *bed.Bed, dir, more, block string) *bed.Process {
 	t.Helper()
 	cmd := exec.Command("sh", "-euc", block)

@@ -1,6 +1,6 @@
-// Package clients puts the program in the place of pasta and slirp4netns, and runs what calls those:
-// rootlesskit, Docker, Podman, and the command lines that they are known to use. Everything is as
-// "make install" leaves it, and runs as an unprivileged user in the networks of package bed.
+// Package clients puts the program in the place of pasta and slirp4netns, and runs what calls
+// those: rootlesskit, Docker, Podman, and the command lines that they are known to use. Everything
+// is as "make install" leaves it, and runs as an unprivileged user in the networks of package bed.
 //
 // The tests of slirp4netns's own behaviour, and of Podman's command lines, take seconds and always
 // run. With FUSILLI_CLIENTS=all (make test-clients) the clients themselves are run too; what they
@@ -33,8 +33,9 @@ const (
 
 // Variables by which the run outside tells the run inside the bed what it has made.
 const (
-	rootVar  = "FUSILLI_CLIENTS_ROOT" // directory with what was installed, and tools; set, nothing is made
-	wholeVar = "FUSILLI_CLIENTS"      // "all": run the clients themselves
+	// directory with what was installed, and tools; set, nothing is made
+	rootVar  = "FUSILLI_CLIENTS_ROOT"
+	wholeVar = "FUSILLI_CLIENTS" // "all": run the clients themselves
 )
 
 // Where things are once TestMain is through.
@@ -116,7 +117,8 @@ func provide(dir string) error {
 			"github.com/rootless-containers/rootlesskit/v2/cmd/rootlesskit-docker-proxy")
 		build.Dir = "tools"
 		build.Env = append(os.Environ(), "CGO_ENABLED=0")
-		build3 := exec.Command("go", "build", "-o", filepath.Join(dir, "tools", "3")+"/", // a directory
+		// a directory
+		build3 := exec.Command("go", "build", "-o", filepath.Join(dir, "tools", "3")+"/",
 			"github.com/rootless-containers/rootlesskit/v3/cmd/rootlesskit")
 		build3.Dir, build3.Env = build.Dir, build.Env
 		dist := exec.Command("make", "-s", "-C", "../..", "dist", "VERSION=0.test", "DIST="+filepath.Join(dir, "dist"))

@@ -18,8 +18,8 @@ import (
 	"fusilli/tests/bed"
 )
 
-// greet listens on addr, "IP:port", in n. Each client is told its own address as seen there, and then
-// gets back what it sends until it says that it has no more.
+// greet listens on addr, "IP:port", in n. Each client is told its own address as seen there, and
+// then gets back what it sends until it says that it has no more.
 func greet(t *testing.T, n *bed.NS, addr string) {
 	t.Helper()
 	serving(t)(n.ServeTCP(addr, func(c net.Conn) {
@@ -88,7 +88,8 @@ type zeros struct{}
 
 func (zeros) Read(b []byte) (int, error) { clear(b); return len(b), nil }
 
-// ask sends a datagram to an echo server until it answers, and returns the address that it was told.
+// ask sends a datagram to an echo server until it answers, and returns the address that it was
+// told.
 func ask(t *testing.T, n *bed.NS, addr string) (string, error) {
 	t.Helper()
 	c, err := n.Dial(patience(t, limit), "udp", addr)

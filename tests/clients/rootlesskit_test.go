@@ -33,7 +33,8 @@ func alone(t *testing.T) {
 	}
 }
 
-// oursRuns fails the test unless translators run, all of them ours. The test must not run beside others.
+// oursRuns fails the test unless translators run, all of them ours. The test must not run beside
+// others.
 func oursRuns(t *testing.T) {
 	t.Helper()
 	runs(t, filepath.Join(filepath.Dir(pasta), "passt"))
@@ -53,8 +54,8 @@ func runs(t *testing.T, path string) {
 	}
 }
 
-// homeless fails the test unless processes of that name run, and none of them has users' directories below
-// its root directory.
+// homeless fails the test unless processes of that name run, and none of them has users'
+// directories below its root directory.
 func homeless(t *testing.T, name string) {
 	t.Helper()
 	pids, err := bed.Alive(name)
@@ -77,8 +78,8 @@ type kit struct {
 	proc   *bed.Process
 }
 
-// startKit runs rootlesskit until the test ends. With detached, its child stays in the host's network
-// and the namespace is apart.
+// startKit runs rootlesskit until the test ends. With detached, its child stays in the host's
+// network and the namespace is apart.
 func startKit(t *testing.T, b *bed.Bed, program string, detached bool, args ...string) *kit {
 	t.Helper()
 	dir := scratch(t)
@@ -195,7 +196,8 @@ func TestRootlesskit(t *testing.T) {
 				t.Error(err)
 			}
 			if has("--disable-host-loopback") {
-				ctx, cancel := context.WithTimeout(t.Context(), time.Second) // packets lead to nowhere
+				// packets lead to nowhere
+				ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 				if c, err := k.inside.Dial(ctx, "tcp", net+"2:5001"); err == nil {
 					t.Error("the host's loopback is reached")
 					c.Close()
@@ -279,8 +281,8 @@ func (k *kit) ipv6(t *testing.T, loopback bool) {
 	}
 }
 
-// ports listens inside, on ports that are forwarded as they are (auto), were published as others, or
-// neither.
+// ports listens inside, on ports that are forwarded as they are (auto), were published as others,
+// or neither.
 func (k *kit) ports(t *testing.T, auto, published bool) {
 	t.Helper()
 	greet(t, k.inside, "0.0.0.0:80")
@@ -342,7 +344,8 @@ func TestRootlesskitKilled(t *testing.T) {
 			unix.Kill(k.proc.PID(), unix.SIGKILL)
 			k.inside.Close()
 			<-k.proc.Done()
-			// The child dies with its parent; slirp4netns is nobody's but rootlesskit's, and sees the namespace end.
+			// The child dies with its parent; slirp4netns is nobody's but rootlesskit's, and sees
+			// the namespace end.
 			allGone(t, usage.PIDs)
 		})
 	}

@@ -241,7 +241,8 @@ func TestSlirpOutboundAddress(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				// The kernel answers neighbour solicitations only for addresses of the interface they come by.
+				// The kernel answers neighbour solicitations only for addresses of the interface
+				// they come by.
 				if err := b.Far.IP("route add fd77::30 via " + bed.HostAddr6); err != nil {
 					t.Fatal(err)
 				}
@@ -556,8 +557,8 @@ func TestSlirpBadExitDescriptor(t *testing.T) {
 }
 
 // TestSlirpSandbox: the process that the client has started has no capabilities but one, even if it
-// was started by root, and nor have those that work for it. Its root directory has /etc and /run, with
-// what is mounted there.
+// was started by root, and nor have those that work for it. Its root directory has /etc and /run,
+// with what is mounted there.
 func TestSlirpSandbox(t *testing.T) {
 	t.Parallel()
 	for _, user := range []bed.User{bed.Root, bed.Nobody} {
@@ -567,8 +568,8 @@ func TestSlirpSandbox(t *testing.T) {
 	}
 }
 
-// slirpSandbox is that test of a program that root starts with a path, as Podman does in its namespace, or
-// a plain user with a PID, as rootlesskit does.
+// slirpSandbox is that test of a program that root starts with a path, as Podman does in its
+// namespace, or a plain user with a PID, as rootlesskit does.
 func slirpSandbox(t *testing.T, user bed.User, program string) {
 	b := newBed(t)
 	greet(t, b.Far, ":5000")

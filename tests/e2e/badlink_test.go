@@ -19,8 +19,8 @@ import (
 	"fusilli/tests/bed"
 )
 
-// Variables of the environment that change TestRandomConnectionsOverABadLink: the seed of a run that is to
-// be repeated, and how many connections each link carries.
+// Variables of the environment that change TestRandomConnectionsOverABadLink: the seed of a run
+// that is to be repeated, and how many connections each link carries.
 const (
 	seedVar  = "FUSILLI_TEST_SEED"
 	connsVar = "FUSILLI_TEST_CONNS"
@@ -49,8 +49,8 @@ type machine struct {
 // Ports that a machine's passt forwards.
 const firstPort, ports = 20000, 200
 
-// newMachine makes a machine. Its addresses are those of the host; its neighbours are set, since a link
-// that loses questions for them has Linux say for a while that nobody is there.
+// newMachine makes a machine. Its addresses are those of the host; its neighbours are set, since a
+// link that loses questions for them has Linux say for a while that nobody is there.
 func newMachine(t *testing.T, mtu int, out, in tapio.Faults) *machine {
 	t.Helper()
 	m := &machine{Bed: newBed(t, bed.Config{MTU: max(mtu, 1500)})}
@@ -118,8 +118,8 @@ func carry(from, to tapio.Link) {
 	}
 }
 
-// connect returns the guest's and the far peer's end of a new connection, which the guest has asked for, or
-// the far peer has, to port.
+// connect returns the guest's and the far peer's end of a new connection, which the guest has asked
+// for, or the far peer has, to port.
 func (m *machine) connect(t *testing.T, v6, inbound bool, port int) (guest, far net.Conn, err error) {
 	server, client, bind, to := m.Far, m.guest, bed.FarAddr4, bed.FarAddr4
 	if v6 {
@@ -220,9 +220,9 @@ func talk(guest, far net.Conn, r *rand.Rand, stream uint64) error {
 	return all.Wait()
 }
 
-// TestRandomConnectionsOverABadLink: between the machine and passt frames are lost, doubled, late and in the
-// wrong order. Every byte of every connection arrives, in both directions, whoever has asked for it and in
-// whatever order the two ends finish; and afterwards nothing is left of them.
+// TestRandomConnectionsOverABadLink: between the machine and passt frames are lost, doubled, late
+// and in the wrong order. Every byte of every connection arrives, in both directions, whoever has
+// asked for it and in whatever order the two ends finish; and afterwards nothing is left of them.
 func TestRandomConnectionsOverABadLink(t *testing.T) {
 	t.Parallel()
 	many := 80

@@ -66,8 +66,8 @@ func dissect(t *testing.T, path, far string) []dissected {
 	return all
 }
 
-// What a capture shows of a transfer in both directions is the transfer, to the byte: of a namespace's tap
-// and of a virtual machine's socket.
+// What a capture shows of a transfer in both directions is the transfer, to the byte: of a
+// namespace's tap and of a virtual machine's socket.
 func TestCaptureOfATransfer(t *testing.T) {
 	t.Parallel()
 	if _, err := exec.LookPath("tshark"); err != nil {
@@ -135,7 +135,8 @@ func TestCaptureOfATransfer(t *testing.T) {
 							datagrams[p.far]++
 						}
 					}
-					if bytes[false] != mib+1 || bytes[true] != mib { // one byte more is the stream's number
+					// one byte more is the stream's number
+					if bytes[false] != mib+1 || bytes[true] != mib {
 						t.Errorf("%d bytes out and %d in, want %d and %d", bytes[false], bytes[true], mib+1, mib)
 					}
 					if datagrams[false] != 20 || datagrams[true] != 60 {

@@ -12,7 +12,8 @@ import (
 )
 
 // TestSplicedConnectionsComeAndGo opens and closes 1,000 spliced connections a second, each with a
-// request and an answer, for as long as FUSILLI_CHURN says. Nothing grows meanwhile, and none fails.
+// request and an answer, for as long as FUSILLI_CHURN says. Nothing grows meanwhile, and none
+// fails.
 func TestSplicedConnectionsComeAndGo(t *testing.T) {
 	const each = time.Millisecond // a connection
 	length := 3 * time.Second

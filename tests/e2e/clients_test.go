@@ -40,7 +40,8 @@ func unconfigured(t *testing.T, args ...string) *client {
 	return c
 }
 
-// script writes a shell script that notes the variables it is called with, by events, and runs more.
+// script writes a shell script that notes the variables it is called with, by events, and runs
+// more.
 func (c *client) script(t *testing.T, more string) string {
 	t.Helper()
 	path := filepath.Join(c.dir, "script")

@@ -75,8 +75,8 @@ func TestCommandInheritsNothingButTheStandardDescriptors(t *testing.T) {
 	}
 }
 
-// TestNoDescriptorIsForOthers: whatever the translator has open while it is at work, a program that it started would
-// not get it.
+// TestNoDescriptorIsForOthers: whatever the translator has open while it is at work, a program that
+// it started would not get it.
 func TestNoDescriptorIsForOthers(t *testing.T) {
 	t.Parallel()
 	b := newBed(t, defaultBed)

@@ -197,7 +197,8 @@ func TestGuestSettingsAreTheOnesAskedFor(t *testing.T) {
 			}
 			var got []string
 			for _, r := range routes(t, c.target.NS, tc.dev) {
-				f := strings.Fields(r) // family, destination, proto, P, metric, M, via, [gateway,] ...
+				// family, destination, proto, P, metric, M, via, [gateway,] ...
+				f := strings.Fields(r)
 				line := f[0] + " " + f[1]
 				if f[7] != "weight" {
 					line += " via " + f[7]
@@ -244,7 +245,8 @@ func TestHostWithoutANetwork(t *testing.T) {
 	}
 }
 
-// A namespace on a host without a network reaches the host itself, in both IP versions, and is reached.
+// A namespace on a host without a network reaches the host itself, in both IP versions, and is
+// reached.
 func TestHostWithoutANetworkIsReached(t *testing.T) {
 	t.Parallel()
 	b := newBed(t, defaultBed)

@@ -126,7 +126,8 @@ func (c *client) exchange6(t *testing.T, pc net.PacketConn, m *dhcpv6.Message) *
 // Every message the services send is read by a decoder that has nothing to do with ours.
 func TestMessagesAsTsharkReadsThem(t *testing.T) {
 	t.Parallel()
-	c := unconfigured(t, "--ns-mac-addr", "02:00:00:00:00:07", "-a", bed.HostAddr4, "-n", "31") // the gateway is off the link
+	// the gateway is off the link
+	c := unconfigured(t, "--ns-mac-addr", "02:00:00:00:00:07", "-a", bed.HostAddr4, "-n", "31")
 	path, stop := c.capture(t)
 	c.slaac(t) // router advertisements, and neighbour discovery with the router
 	if err := c.target.IP("address add " + bed.HostAddr4 + "/24 dev h0\nroute add default dev h0"); err != nil {

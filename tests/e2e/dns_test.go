@@ -13,8 +13,8 @@ import (
 	"fusilli/tests/bed"
 )
 
-// resolver serves DNS over UDP and TCP at addr, "IP:port", in n. Its answer to every question for an
-// address is a TXT record that says where the resolver is.
+// resolver serves DNS over UDP and TCP at addr, "IP:port", in n. Its answer to every question for
+// an address is a TXT record that says where the resolver is.
 func resolver(t *testing.T, n *bed.NS, addr string) {
 	t.Helper()
 	serving(t)(n.ServeDNS(addr, func(q []byte) []byte { return answer(q, addr) }))
@@ -136,8 +136,8 @@ func TestQueriesAreForwardedToTheResolver(t *testing.T) {
 	}
 }
 
-// With a resolver on the host's loopback, DNS to the gateway goes to that, and everything else there
-// to the loopback address proper.
+// With a resolver on the host's loopback, DNS to the gateway goes to that, and everything else
+// there to the loopback address proper.
 func TestQueriesToTheGatewayReachALoopbackResolver(t *testing.T) {
 	b := newBed(t, defaultBed)
 	resolvConf(t, "nameserver 127.0.0.53", "nameserver ::1")
@@ -151,8 +151,8 @@ func TestQueriesToTheGatewayReachALoopbackResolver(t *testing.T) {
 	}
 }
 
-// A gateway that is the resolver, as most home routers are, answers itself, although everything else that is
-// sent to its address comes to the host.
+// A gateway that is the resolver, as most home routers are, answers itself, although everything
+// else that is sent to its address comes to the host.
 func TestQueriesToAGatewayThatIsTheResolver(t *testing.T) {
 	t.Parallel()
 	b := newBed(t, defaultBed) // its resolv.conf names the gateway
@@ -164,8 +164,8 @@ func TestQueriesToAGatewayThatIsTheResolver(t *testing.T) {
 	}
 }
 
-// One program asks the resolver by its own address and by that which stands for it, from one port: each answer
-// comes from where it was asked for.
+// One program asks the resolver by its own address and by that which stands for it, from one port:
+// each answer comes from where it was asked for.
 func TestEachAnswerComesFromWhereItWasAskedFor(t *testing.T) {
 	t.Parallel()
 	b := newBed(t, defaultBed)
@@ -203,8 +203,8 @@ func TestEachAnswerComesFromWhereItWasAskedFor(t *testing.T) {
 	}
 }
 
-// With an address of its own for DNS, a loopback resolver is reached there also when nothing else of
-// the host's loopback is.
+// With an address of its own for DNS, a loopback resolver is reached there also when nothing else
+// of the host's loopback is.
 func TestForwardingToALoopbackResolverWithoutTheGateway(t *testing.T) {
 	b := newBed(t, defaultBed)
 	resolvConf(t, "# comment", "nameserver 127.0.0.53", "nameserver 192.0.2.77", "nameserver ::1")

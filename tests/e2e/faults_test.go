@@ -77,7 +77,8 @@ func tell(a, b net.Conn) error {
 func (c *connection) fewFiles(t *testing.T, left int) (enough func()) {
 	t.Helper()
 	pid := c.translator(t)
-	prlimit := func(args ...string) string { // as the user who may without privileges (getrlimit(2))
+	// as the user who may without privileges (getrlimit(2))
+	prlimit := func(args ...string) string {
 		out, err := c.Host.Output(patience(t, limit), bed.Nobody, "prlimit", append(args, "--pid", strconv.Itoa(pid))...)
 		if err != nil {
 			t.Fatal(err)
@@ -162,8 +163,8 @@ func (c *connection) tryPing(t *testing.T, far string, d time.Duration) error {
 	return err
 }
 
-// The translator runs out of files: what is new is refused or waits, what is there goes on, and when
-// there are files again, all is as before.
+// The translator runs out of files: what is new is refused or waits, what is there goes on, and
+// when there are files again, all is as before.
 func TestTranslatorRunsOutOfFiles(t *testing.T) {
 	t.Parallel()
 	const short = time.Second
@@ -223,7 +224,8 @@ func TestTranslatorRunsOutOfFiles(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer late.Close()
-	for _, spliced := range []bool{false, true} { // a spliced one may work, or leave its file to another
+	// a spliced one may work, or leave its file to another
+	for _, spliced := range []bool{false, true} {
 		var trying sync.WaitGroup
 		for i, w := range ways {
 			if strings.Contains(w.name, "spliced") != spliced {
@@ -261,8 +263,8 @@ func TestTranslatorRunsOutOfFiles(t *testing.T) {
 	for _, l := range old {
 		l.goOn(t, "with files again")
 	}
-	// What is left are flows of datagrams and echo requests, which stay for a while: of three files where
-	// they are spliced, else of one.
+	// What is left are flows of datagrams and echo requests, which stay for a while: of three files
+	// where they are spliced, else of one.
 	waitFor(t, "connections to end", func() bool { return c.usage(t).FDs <= before.FDs+2*3+4+2 })
 	told := make(map[string]int)
 	for line := range strings.Lines(c.proc.Stderr()) {
@@ -286,7 +288,8 @@ func (c *connection) nft(t *testing.T, script string) {
 	}
 }
 
-// refusedDatagram sends from a fresh port of the target to addr until it is told why that is refused.
+// refusedDatagram sends from a fresh port of the target to addr until it is told why that is
+// refused.
 func (c *connection) refusedDatagram(t *testing.T, addr string) error {
 	t.Helper()
 	conn, err := c.target.Dial(patience(t, limit), "udp", addr)
@@ -374,8 +377,8 @@ udp dport 83 reject with icmpx admin-prohibited
 	}
 }
 
-// The address that --outbound names is taken from the host: connections are made without it, and what
-// cannot be done without it works again when it is back.
+// The address that --outbound names is taken from the host: connections are made without it, and
+// what cannot be done without it works again when it is back.
 func TestOutboundAddressGoesAway(t *testing.T) {
 	t.Parallel()
 	const short = 500 * time.Millisecond
@@ -422,8 +425,8 @@ func TestOutboundAddressGoesAway(t *testing.T) {
 	}
 }
 
-// The host loses its address or its link for a while: connections by that way stall as they would on the
-// host, new ones fail at once, everything else goes on, and afterwards all is as before.
+// The host loses its address or its link for a while: connections by that way stall as they would
+// on the host, new ones fail at once, everything else goes on, and afterwards all is as before.
 func TestLinkOfTheHostGoesAway(t *testing.T) {
 	t.Parallel()
 	const restore = "route replace default via " + bed.FarAddr4 + "\nroute replace ::/0 via " + bed.FarAddr6
@@ -444,7 +447,8 @@ func TestLinkOfTheHostGoesAway(t *testing.T) {
 			echoStreams(t, c.target.NS, ":7000")
 			echoStreams(t, c.Host, ":7002")
 			old := []*living{c.living(t, bed.FarAddr4), c.living(t, bed.FarAddr6)}
-			own, err := c.target.Dial(patience(t, limit), "tcp", "10.99.0.1:7002") // by the tap to the host's loopback
+			// by the tap to the host's loopback
+			own, err := c.target.Dial(patience(t, limit), "tcp", "10.99.0.1:7002")
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -505,8 +509,8 @@ func TestLinkOfTheHostGoesAway(t *testing.T) {
 	}
 }
 
-// The resolver falls silent, is gone, and comes back, under the address that stands for it: each time a
-// program in the namespace gets what it would get on the host.
+// The resolver falls silent, is gone, and comes back, under the address that stands for it: each
+// time a program in the namespace gets what it would get on the host.
 func TestResolverComesAndGoes(t *testing.T) {
 	t.Parallel()
 	b := newBed(t, defaultBed)

@@ -13,8 +13,8 @@ import (
 	"fusilli/tests/bed"
 )
 
-// ownTap opens a tap in t's namespace, configured and up, as the one who calls pasta with --fd does.
-// mode is that of the descriptor.
+// ownTap opens a tap in t's namespace, configured and up, as the one who calls pasta with --fd
+// does. mode is that of the descriptor.
 func ownTap(t *testing.T, ns *bed.NS, mode int) *os.File {
 	t.Helper()
 	var f *os.File
@@ -44,7 +44,8 @@ func ownTap(t *testing.T, ns *bed.NS, mode int) *os.File {
 	return f
 }
 
-// TestTapOfTheCaller: pasta uses a tap that its caller has opened, wherever that is, and ends with it.
+// TestTapOfTheCaller: pasta uses a tap that its caller has opened, wherever that is, and ends with
+// it.
 func TestTapOfTheCaller(t *testing.T) {
 	t.Parallel()
 	ours := func(t *testing.T, mode int) *connection {
@@ -75,8 +76,8 @@ func TestTapOfTheCaller(t *testing.T) {
 			t.Errorf("status %d, %q", status, c.proc.Stderr())
 		}
 	})
-	// Each of the device's errors by its name. A descriptor that cannot be written to is as good as a
-	// device that takes nothing.
+	// Each of the device's errors by its name. A descriptor that cannot be written to is as good as
+	// a device that takes nothing.
 	for _, tc := range []struct {
 		name string
 		mode int

@@ -27,8 +27,9 @@ func (c *connection) flood(t *testing.T, device string, frames [][]byte, perSeco
 	return floodFrom(t, c.target.NS, device, frames, perSecond)
 }
 
-// floodFrom writes frames to a device of ns, over and over, perSecond of them, or if that is 0 as fast as that goes,
-// until the function returned is called, which returns how many that were. It returns when the flood is under way.
+// floodFrom writes frames to a device of ns, over and over, perSecond of them, or if that is 0 as
+// fast as that goes, until the function returned is called, which returns how many that were. It
+// returns when the flood is under way.
 func floodFrom(t *testing.T, ns *bed.NS, device string, frames [][]byte, perSecond int) (end func() int64) {
 	t.Helper()
 	var fd int
@@ -130,8 +131,8 @@ func serialize(t *testing.T, all ...gopacket.SerializableLayer) []byte {
 	return b.Bytes()
 }
 
-// floods are frames that a hostile program in the namespace sends without end, from the device's address
-// mac.
+// floods are frames that a hostile program in the namespace sends without end, from the device's
+// address mac.
 func floods(t *testing.T, mac net.HardwareAddr) map[string][][]byte {
 	broadcast := net.HardwareAddr{255, 255, 255, 255, 255, 255}
 	own4, far4 := net.ParseIP(bed.HostAddr4).To4(), net.ParseIP(bed.FarAddr4).To4()
@@ -153,7 +154,8 @@ func floods(t *testing.T, mac net.HardwareAddr) map[string][][]byte {
 		syn.SetNetworkLayerForChecksum(silent)
 		all["SYN"] = append(all["SYN"], serialize(t, to(broadcast, layers.EthernetTypeIPv4), silent, syn))
 
-		other := ip(layers.IPProtocolTCP, far4) // from somebody who is not there, and says nothing more
+		// from somebody who is not there, and says nothing more
+		other := ip(layers.IPProtocolTCP, far4)
 		other.SrcIP = net.IPv4(10, 77, 0, byte(100+i/5000)).To4()
 		open := &layers.TCP{SrcPort: layers.TCPPort(1024 + i), DstPort: 7001, SYN: true, Seq: uint32(i), Window: 1000}
 		open.SetNetworkLayerForChecksum(other)
@@ -188,12 +190,12 @@ func floods(t *testing.T, mac net.HardwareAddr) map[string][][]byte {
 	return all
 }
 
-// Somebody in the namespace floods the translator with whatever costs it work: a transfer of somebody
-// else's goes on, and messages about it are few.
+// Somebody in the namespace floods the translator with whatever costs it work: a transfer of
+// somebody else's goes on, and messages about it are few.
 //
-// FUSILLI_FLOOD has it measure instead: rates, like 10000,50000, with 0 for as fast as that goes. It tells what
-// the transfer keeps beside each flood, and beside the same frames sent to a device that drops them: to make them
-// takes a share of the machine, too.
+// FUSILLI_FLOOD has it measure instead: rates, like 10000,50000, with 0 for as fast as that goes.
+// It tells what the transfer keeps beside each flood, and beside the same frames sent to a device
+// that drops them: to make them takes a share of the machine, too.
 func TestFloodsLeaveATransferItsShare(t *testing.T) {
 	const tries, length = 6, time.Second / 2
 	rates := []int{10000}
@@ -215,7 +217,8 @@ func TestFloodsLeaveATransferItsShare(t *testing.T) {
 			rates = append(rates, n)
 		}
 	}
-	// A CPU's place for each flood: it is not to keep the transfer's ends waiting, which are in this process as well.
+	// A CPU's place for each flood: it is not to keep the transfer's ends waiting, which are in
+	// this process as well.
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(runtime.NumCPU() + 1))
 	c := connect(t, newBed(t, defaultBed), "-t", "none", "-u", "none", "-T", "none", "-U", "none")
 	var mac net.HardwareAddr
@@ -278,7 +281,8 @@ func TestFloodsLeaveATransferItsShare(t *testing.T) {
 						c.lost(t, device)-lost, cpu)
 				}
 				var best float64
-				for try := 0; try < tries && best < kept && (measure == "" || try == 0); try++ { // the machine has other things to do as well
+				// the machine has other things to do as well
+				for try := 0; try < tries && best < kept && (measure == "" || try == 0); try++ {
 					alone := rate(t, &got, length)
 					flooded, what := beside("h0")
 					best = max(best, flooded/alone)

@@ -246,7 +246,8 @@ func TestForwardedConnectionsEnd(t *testing.T) {
 	})
 }
 
-// Readers that stop for ten seconds stop their writers, at no cost; when they go on, nothing is missing.
+// Readers that stop for ten seconds stop their writers, at no cost; when they go on, nothing is
+// missing.
 func TestForwardedReaderThatStops(t *testing.T) {
 	const size, pause = 64 << 20, 10 * time.Second
 	c, ways := passages(t)

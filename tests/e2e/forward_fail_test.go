@@ -16,8 +16,8 @@ import (
 	"fusilli/tests/bed"
 )
 
-// What cannot be forwarded as asked for is said in the words that others look for; the exit status is
-// 1, and nothing is left.
+// What cannot be forwarded as asked for is said in the words that others look for; the exit status
+// is 1, and nothing is left.
 func TestPortsThatCannotBeForwarded(t *testing.T) {
 	b := newBed(t, defaultBed)
 	target, err := b.Target(patience(t, limit))
@@ -117,7 +117,8 @@ func TestPortsThatCannotBeForwarded(t *testing.T) {
 	}
 }
 
-// A port that is let go of a moment after the start is had. So a container can be started again at once.
+// A port that is let go of a moment after the start is had. So a container can be started again at
+// once.
 func TestPortThatComesFree(t *testing.T) {
 	b := newBed(t, defaultBed)
 	target, err := b.Target(patience(t, limit))

@@ -279,7 +279,8 @@ func TestForwarding(t *testing.T) {
 							netip.AddrPortFrom(netip.MustParseAddr(w.remote), got.remote.Port()),
 							netip.AddrPortFrom(netip.MustParseAddr(w.local), uint16(k.want)),
 						}
-						if w.samePort || proto == "UDP" { // a spliced connection has a port of its own
+						// a spliced connection has a port of its own
+						if w.samePort || proto == "UDP" {
 							want.remote = netip.AddrPortFrom(want.remote.Addr(), client.Port())
 						}
 						if got != want {

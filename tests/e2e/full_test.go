@@ -10,9 +10,9 @@ import (
 	"fusilli/tests/bed"
 )
 
-// TestLinkOfTheHostIsFull: the queue of the host's interface takes no more for a while, and says so to who
-// sends datagrams (ENOBUFS, udp(7) with IP_RECVERR). Those are lost as on any full link; no flow ends, and
-// what does not go that way does not wait.
+// TestLinkOfTheHostIsFull: the queue of the host's interface takes no more for a while, and says so
+// to who sends datagrams (ENOBUFS, udp(7) with IP_RECVERR). Those are lost as on any full link; no
+// flow ends, and what does not go that way does not wait.
 func TestLinkOfTheHostIsFull(t *testing.T) {
 	t.Parallel()
 	b := newBed(t, defaultBed)

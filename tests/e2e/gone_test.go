@@ -14,7 +14,8 @@ import (
 	"fusilli/tests/bed"
 )
 
-// TestTapIsDownForAWhile: frames for a device that is down are lost, and what has begun goes on when it is up again.
+// TestTapIsDownForAWhile: frames for a device that is down are lost, and what has begun goes on
+// when it is up again.
 func TestTapIsDownForAWhile(t *testing.T) {
 	t.Parallel()
 	c := connect(t, newBed(t, defaultBed), "-t", "7000")
@@ -27,11 +28,13 @@ func TestTapIsDownForAWhile(t *testing.T) {
 	if _, err := old.peer.Write([]byte(text)); err != nil {
 		t.Fatal(err)
 	}
-	// A connection from outside has the translator write to the device, too; the guest does not answer.
+	// A connection from outside has the translator write to the device, too; the guest does not
+	// answer.
 	if conn, err := c.Far.Dial(patience(t, 300*time.Millisecond), "tcp", bed.HostAddr4+":7000"); err == nil {
 		conn.Close()
 	}
-	if err := c.target.IP("link set h0 up"); err != nil { // the far peer is on the link of its address
+	// the far peer is on the link of its address
+	if err := c.target.IP("link set h0 up"); err != nil {
 		t.Fatal(err)
 	}
 	old.target.SetDeadline(time.Now().Add(limit))

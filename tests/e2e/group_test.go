@@ -46,7 +46,8 @@ func TestGroupHearsTheTarget(t *testing.T) {
 	}
 }
 
-// A broadcast is dropped (SO_BROADCAST is nobody's to set), and does the target's other traffic no harm.
+// A broadcast is dropped (SO_BROADCAST is nobody's to set), and does the target's other traffic no
+// harm.
 func TestBroadcastGoesNowhere(t *testing.T) {
 	t.Parallel()
 	c := connect(t, newBed(t, defaultBed))

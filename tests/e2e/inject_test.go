@@ -19,8 +19,8 @@ import (
 	"fusilli/tests/bed"
 )
 
-// injectVariable has the test binary execute its arguments where some system calls, whose numbers it has as
-// JSON, are decided upon by who has the other end of descriptor 3 (seccomp_unotify(2)).
+// injectVariable has the test binary execute its arguments where some system calls, whose numbers
+// it has as JSON, are decided upon by who has the other end of descriptor 3 (seccomp_unotify(2)).
 const injectVariable = "FUSILLI_E2E_INJECT"
 
 // notice is struct seccomp_notif of linux/seccomp.h: somebody waits in a system call.
@@ -111,8 +111,8 @@ func onTap(n *notice) bool {
 	return err == nil && strings.Contains(string(info), "\niff:")
 }
 
-// injecting has cmd, which the caller starts, run where an injector decides about calls. started is to be
-// called when that has been done.
+// injecting has cmd, which the caller starts, run where an injector decides about calls. started is
+// to be called when that has been done.
 func injecting(t *testing.T, cmd *exec.Cmd, calls ...int32) (j *injector, started func()) {
 	t.Helper()
 	self, err := bed.Provide("/proc/self/exe", "inject")
@@ -174,14 +174,16 @@ func inject(calls []uint32, argv []string) error {
 		equal = unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K
 		ret   = unix.BPF_RET | unix.BPF_K
 	)
-	prog := []unix.SockFilter{{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: 0}} // the number of the call
+	// the number of the call
+	prog := []unix.SockFilter{{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: 0}}
 	for _, nr := range calls {
 		prog = append(prog, unix.SockFilter{Code: equal, K: nr, Jf: 1}, unix.SockFilter{Code: ret, K: unix.SECCOMP_RET_USER_NOTIF})
 	}
 	prog = append(prog, unix.SockFilter{Code: ret, K: unix.SECCOMP_RET_ALLOW})
 	fprog := unix.SockFprog{Len: uint16(len(prog)), Filter: &prog[0]}
 	unix.CloseOnExec(3)
-	// Only this thread has the filter, and becomes the program. Another one, which need not ask, sends.
+	// Only this thread has the filter, and becomes the program. Another one, which need not ask,
+	// sends.
 	listener, sent := make(chan int), make(chan error)
 	go func() { sent <- unix.Sendmsg(3, []byte{0}, unix.UnixRights(<-listener), nil, 0) }()
 	runtime.LockOSThread()

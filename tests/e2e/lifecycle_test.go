@@ -176,8 +176,8 @@ func TestFilesOfRoot(t *testing.T) {
 	})
 }
 
-// TestSocketOfRoot: passt that root starts has its socket and its PID file where only root may make any, and is
-// nobody itself.
+// TestSocketOfRoot: passt that root starts has its socket and its PID file where only root may make
+// any, and is nobody itself.
 func TestSocketOfRoot(t *testing.T) {
 	t.Parallel()
 	asRoot(t)

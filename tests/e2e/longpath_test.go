@@ -23,8 +23,8 @@ func queueOf(t *testing.T, conn *net.TCPConn, which uint) (n int) {
 	return n
 }
 
-// TestLongPathDoesNotHoldUpTheSender: what the target sends is acknowledged before the far peer has it, or over a long
-// path the target's window would be the limit, and not the host's.
+// TestLongPathDoesNotHoldUpTheSender: what the target sends is acknowledged before the far peer has
+// it, or over a long path the target's window would be the limit, and not the host's.
 func TestLongPathDoesNotHoldUpTheSender(t *testing.T) {
 	t.Parallel()
 	c := connect(t, newBed(t, bed.Config{Link: &bed.LinkConfig{Delay: 300 * time.Millisecond}}))

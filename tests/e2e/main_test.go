@@ -188,8 +188,8 @@ func (c *connection) end(t *testing.T) {
 	}
 }
 
-// faulty reports whether what a program has said shows a fault: a data race, a panic, or a system call
-// that its filter forbids.
+// faulty reports whether what a program has said shows a fault: a data race, a panic, or a system
+// call that its filter forbids.
 func faulty(said string) bool {
 	for _, mark := range []string{"DATA RACE", "panic", "SIGSYS"} {
 		if strings.Contains(said, mark) {

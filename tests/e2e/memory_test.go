@@ -173,8 +173,8 @@ func (e *established) goesOn(d time.Duration) error {
 	return <-sent
 }
 
-// attempts is how many connections each way are begun to see whether each leaves something behind: more than
-// there are sockets kept for later.
+// attempts is how many connections each way are begun to see whether each leaves something behind:
+// more than there are sockets kept for later.
 const attempts = 150
 
 // attempts begins many connections and closes them at once.
@@ -208,9 +208,10 @@ func (c *connection) quiet(t *testing.T) {
 	})
 }
 
-// TestSystemCallsFail: for a while one system call has no memory, or may not be made. Who wants a new flow does
-// without or has to wait, and nobody else notices: what there is goes on unless it needs that call, nothing
-// spins, nothing is left behind, and when the call works again all is as before.
+// TestSystemCallsFail: for a while one system call has no memory, or may not be made. Who wants a
+// new flow does without or has to wait, and nobody else notices: what there is goes on unless it
+// needs that call, nothing spins, nothing is left behind, and when the call works again all is as
+// before.
 func TestSystemCallsFail(t *testing.T) {
 	t.Parallel()
 	outer := t
@@ -229,7 +230,8 @@ func TestSystemCallsFail(t *testing.T) {
 		name    string
 		failing failing
 		calls   []int32
-		needs   func(*established) bool // who cannot do without: they may be silent, and TCP may end; nil: nobody
+		// who cannot do without: they may be silent, and TCP may end; nil: nobody
+		needs func(*established) bool
 	}{
 		{"socket", failing{errno: unix.ENOMEM}, []int32{unix.SYS_SOCKET}, nil},
 		{"socket, EPERM", failing{errno: unix.EPERM}, []int32{unix.SYS_SOCKET}, nil},
@@ -337,9 +339,9 @@ func anyStream(e *established) bool { return e.network == "tcp" }
 func anybody(*established) bool     { return true }
 func onTheTap(e *established) bool  { return !strings.Contains(e.name, "spliced") }
 
-// TestIdleDatagramsTakeAllFiles: the target has more flows of UDP than the translator may have files, all of them
-// answered and none used any more. Somebody else still finds room, long before they are over, and who is in use
-// stays.
+// TestIdleDatagramsTakeAllFiles: the target has more flows of UDP than the translator may have
+// files, all of them answered and none used any more. Somebody else still finds room, long before
+// they are over, and who is in use stays.
 func TestIdleDatagramsTakeAllFiles(t *testing.T) {
 	t.Parallel()
 	c := connect(t, newBed(t, defaultBed), "-t", "none", "-u", "none", "-T", "none", "-U", "7003")

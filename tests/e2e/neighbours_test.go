@@ -19,7 +19,8 @@ const (
 	third4, third6 = "10.77.0.50", "fd77::50"
 )
 
-// hardware returns what the target's kernel takes for the hardware address of addr; "" if it does not know.
+// hardware returns what the target's kernel takes for the hardware address of addr; "" if it does
+// not know.
 func (c *connection) hardware(t *testing.T, addr string) string {
 	t.Helper()
 	out, err := c.target.Output(patience(t, limit), bed.Root, "ip", "neighbour", "show", addr)
@@ -31,8 +32,8 @@ func (c *connection) hardware(t *testing.T, addr string) string {
 	return mac
 }
 
-// TestNeighboursOfTheHost: the guest sees the hardware addresses that the host's neighbours have, hears of
-// changes unasked, and gets frames from there; but the host itself is where we are.
+// TestNeighboursOfTheHost: the guest sees the hardware addresses that the host's neighbours have,
+// hears of changes unasked, and gets frames from there; but the host itself is where we are.
 func TestNeighboursOfTheHost(t *testing.T) {
 	t.Parallel()
 	for _, tool := range []string{"tshark", "ping"} {
@@ -60,7 +61,8 @@ func TestNeighboursOfTheHost(t *testing.T) {
 				args, gateway = append(args, "--no-map-gw"), ""
 			}
 			c := attach(t, b, args...)
-			// sees waits until the target knows the far peer's stations. prompt has the host notice them.
+			// sees waits until the target knows the far peer's stations. prompt has the host notice
+			// them.
 			sees := func(mac string, prompt func()) {
 				t.Helper()
 				want := map[string]string{third4: mac, third6: mac, bed.FarAddr4: gateway, bed.FarAddr6: gateway}

@@ -12,7 +12,8 @@ import (
 )
 
 // twoLinks makes a bed whose far peer is reached by two interfaces of the host, with addresses that
-// only the peer has and that the host's default routes lead to: by h0, and as a second choice by d0.
+// only the peer has and that the host's default routes lead to: by h0, and as a second choice by
+// d0.
 func twoLinks(t *testing.T) *bed.Bed {
 	t.Helper()
 	b := newBed(t, defaultBed)
@@ -43,7 +44,8 @@ address add 2001:db8:1::1/128 dev lo nodad`},
 	return b
 }
 
-// Source address and interface of what leaves the host are the ones asked for, and each family's own.
+// Source address and interface of what leaves the host are the ones asked for, and each family's
+// own.
 func TestOutbound(t *testing.T) {
 	t.Parallel()
 	b := twoLinks(t)
@@ -112,8 +114,8 @@ func TestOutbound(t *testing.T) {
 	}
 }
 
-// TestLinkLocalNeighbourOfTheHost: an address that means something on one link only is looked for on the host's, of
-// the template; that of another interface, first in the list, is not meant.
+// TestLinkLocalNeighbourOfTheHost: an address that means something on one link only is looked for
+// on the host's, of the template; that of another interface, first in the list, is not meant.
 func TestLinkLocalNeighbourOfTheHost(t *testing.T) {
 	t.Parallel()
 	b := newBed(t, defaultBed)

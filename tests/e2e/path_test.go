@@ -17,7 +17,8 @@ import (
 // Addresses beyond the far peer, which is a router to them.
 var beyond = []struct {
 	host, prohibited, unreachable, unrouted string
-	mark                                    string // traceroute's, of what is unreachable: the kernel says less over IPv6
+	// traceroute's, of what is unreachable: the kernel says less over IPv6
+	mark string
 }{
 	{"10.78.0.1", "198.51.100.1", "198.51.100.65", "203.0.113.1", "!H"},
 	{"fd78::1", "fd79::1", "fd80::1", "fd81::1", "!N"},
@@ -40,8 +41,8 @@ func newRoutedBed(t *testing.T) (*bed.Bed, *bed.NS) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Without a link-local address, which duplicate detection holds back for two seconds and more, a router
-	// does not ask for its neighbours, and drops what it is to forward.
+	// Without a link-local address, which duplicate detection holds back for two seconds and more,
+	// a router does not ask for its neighbours, and drops what it is to forward.
 	if err := errors.Join(b.Far.Sysctl("ipv6/conf/f1/accept_dad", "0"), end.Sysctl("ipv6/conf/b0/accept_dad", "0")); err != nil {
 		t.Fatal(err)
 	}
@@ -66,7 +67,8 @@ route add unreachable fd80::/64`)
 		}
 	}
 	for _, n := range []*bed.NS{b.Far, end} {
-		n.Sysctl("ipv4/icmp_msgs_burst", "10000") // of both families; a namespace's own since Linux 6.13
+		// of both families; a namespace's own since Linux 6.13
+		n.Sysctl("ipv4/icmp_msgs_burst", "10000")
 	}
 	err = end.IP(fmt.Sprintf(`link set b0 mtu %d up
 addr add 10.78.0.1/24 dev b0
@@ -79,7 +81,8 @@ route add ::/0 via fd78::2`, beyondMTU))
 	return b, end
 }
 
-// hop is a line of traceroute's. A probe may be lost: kernels limit how many errors a second they send.
+// hop is a line of traceroute's. A probe may be lost: kernels limit how many errors a second they
+// send.
 var hop = regexp.MustCompile(`(?m)^ *\d+ +(?:\* +)*([0-9a-f.:*]+)(?:  [0-9.]+ ms)?( !\S+)?`)
 
 // A user types traceroute in the namespace and sees the routers behind the host.

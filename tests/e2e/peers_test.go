@@ -10,8 +10,8 @@ import (
 	"fusilli/tests/bed"
 )
 
-// speak has the target ask n peers from one socket, each until it answers, and returns by which addresses they
-// know it, and the socket.
+// speak has the target ask n peers from one socket, each until it answers, and returns by which
+// addresses they know it, and the socket.
 func (c *connection) speak(t *testing.T, far, local string, n int) (map[netip.AddrPort]bool, net.PacketConn) {
 	t.Helper()
 	seen := make(chan netip.AddrPort, 1)
@@ -66,8 +66,8 @@ func (c *connection) speak(t *testing.T, far, local string, n int) (map[netip.Ad
 	return all, sock
 }
 
-// TestPeersOfOnePort: they share a socket of ours, all know the target by one address, and nobody else is
-// heard; if the port is forwarded everybody is, and each peer has a socket.
+// TestPeersOfOnePort: they share a socket of ours, all know the target by one address, and nobody
+// else is heard; if the port is forwarded everybody is, and each peer has a socket.
 func TestPeersOfOnePort(t *testing.T) {
 	t.Parallel()
 	const n = 150

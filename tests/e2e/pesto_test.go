@@ -192,8 +192,8 @@ func TestPublishedPorts(t *testing.T) {
 	greeted(t, c.Host, "[::1]:8090", "")
 }
 
-// What a client sends that is no list of rules changes nothing, and a port that another program has is
-// said in the log, while the others are forwarded.
+// What a client sends that is no list of rules changes nothing, and a port that another program has
+// is said in the log, while the others are forwarded.
 func TestInvalidUpdate(t *testing.T) {
 	t.Parallel()
 	c, s := controlled(t)
@@ -233,8 +233,8 @@ func TestInvalidUpdate(t *testing.T) {
 	greeted(t, c.Far, bed.HostAddr4+":1300", "ours")
 }
 
-// A client that does nothing stops neither forwarding nor, for long, the next client; and while one is served
-// the next waits.
+// A client that does nothing stops neither forwarding nor, for long, the next client; and while one
+// is served the next waits.
 func TestControlClientThatStalls(t *testing.T) {
 	t.Parallel()
 	c, s := controlled(t)
@@ -347,8 +347,8 @@ func TestSplicedPortsChange(t *testing.T) {
 	greeted(t, c.target.NS, "127.0.0.1:3100", "")
 }
 
-// A table of more ports than there are descriptors is served as far as they go, with what to do about the
-// rest. The translator goes on.
+// A table of more ports than there are descriptors is served as far as they go, with what to do
+// about the rest. The translator goes on.
 func TestPortsBeyondDescriptors(t *testing.T) {
 	t.Parallel()
 	b := newBed(t, defaultBed)

@@ -13,8 +13,8 @@ import (
 	"golang.org/x/net/ipv6"
 )
 
-// TestProbesOfOneIdentifier sends echo requests as traceroute and mtr do: all with one identifier, each
-// with another hop limit than the one before. Each is answered, the short ones by the router.
+// TestProbesOfOneIdentifier sends echo requests as traceroute and mtr do: all with one identifier,
+// each with another hop limit than the one before. Each is answered, the short ones by the router.
 func TestProbesOfOneIdentifier(t *testing.T) {
 	t.Parallel()
 	rounds := 6 // older kernels leave one out for every 50 errors that they send
@@ -122,8 +122,8 @@ func TestProbesOfOneIdentifier(t *testing.T) {
 	}
 }
 
-// rawEcho opens a socket in the target that echo requests are sent from as they are, and returns the number
-// of its protocol.
+// rawEcho opens a socket in the target that echo requests are sent from as they are, and returns
+// the number of its protocol.
 func (c *connection) rawEcho(t *testing.T, v6 bool) (conn *icmp.PacketConn, proto int) {
 	t.Helper()
 	network, any, proto := "ip4:icmp", "0.0.0.0", 1
@@ -141,8 +141,8 @@ func (c *connection) rawEcho(t *testing.T, v6 bool) (conn *icmp.PacketConn, prot
 	return conn, proto
 }
 
-// TestPingOfTwoHostsWithOneIdentifier: a monitor that pings all its hosts with one identifier gets each
-// answer from the host that has given it.
+// TestPingOfTwoHostsWithOneIdentifier: a monitor that pings all its hosts with one identifier gets
+// each answer from the host that has given it.
 func TestPingOfTwoHostsWithOneIdentifier(t *testing.T) {
 	t.Parallel()
 	b := newBed(t, defaultBed)
@@ -158,7 +158,8 @@ func TestPingOfTwoHostsWithOneIdentifier(t *testing.T) {
 			answered := make(map[string]bool) // host and sequence number
 			waitFor(t, "all to be answered", func() bool {
 				for seq := range 4 {
-					for _, h := range hosts { // the same numbers to both, and both before any answer is read
+					// the same numbers to both, and both before any answer is read
+					for _, h := range hosts {
 						m := icmp.Message{Type: ipv4.ICMPTypeEcho, Body: &icmp.Echo{ID: 4711, Seq: seq, Data: []byte(h)}}
 						if i == 1 {
 							m.Type = ipv6.ICMPTypeEchoRequest

@@ -27,8 +27,8 @@ type segment struct {
 	data     []byte
 }
 
-// packet sends an IPv4 packet from the guest to the far peer, whose layer 4 header and payload are l4, with
-// its checksum at the offset sum.
+// packet sends an IPv4 packet from the guest to the far peer, whose layer 4 header and payload are
+// l4, with its checksum at the offset sum.
 func (h *hypervisor) packet(proto uint8, l4 []byte, sum int) {
 	h.t.Helper()
 	ip := frame.IP{Proto: proto, TTL: 64, DF: true, Len: len(l4),
@@ -98,8 +98,9 @@ func (h *hypervisor) until(ok func(segment) bool) segment {
 	}
 }
 
-// TestPasstFlowsOutliveTheirClient: a hypervisor that connects again, as with QEMU's reconnect, finds its
-// guest's flows as they were. What was sent to it meanwhile comes then, as far as it is not lost by nature.
+// TestPasstFlowsOutliveTheirClient: a hypervisor that connects again, as with QEMU's reconnect,
+// finds its guest's flows as they were. What was sent to it meanwhile comes then, as far as it is
+// not lost by nature.
 func TestPasstFlowsOutliveTheirClient(t *testing.T) {
 	b := newBed(t, defaultBed)
 	socket := filepath.Join(scratch(t), "socket")

@@ -82,8 +82,8 @@ func refused(text string) int {
 	return 125
 }
 
-// TestIsolationThatIsRefused: where the system does not let the translator be isolated, it says so and
-// does not run, unless less was asked for, or what is refused is there only once more.
+// TestIsolationThatIsRefused: where the system does not let the translator be isolated, it says so
+// and does not run, unless less was asked for, or what is refused is there only once more.
 func TestIsolationThatIsRefused(t *testing.T) {
 	t.Parallel()
 	self, err := bed.Provide("/proc/self/exe", "refuse")
@@ -170,8 +170,8 @@ func TestListenerThatFails(t *testing.T) {
 	}
 }
 
-// TestProcThatCannotBeMounted: where /proc/sys is read-only, as in containers, the command runs with what there
-// is, after a word about it.
+// TestProcThatCannotBeMounted: where /proc/sys is read-only, as in containers, the command runs
+// with what there is, after a word about it.
 func TestProcThatCannotBeMounted(t *testing.T) {
 	t.Parallel()
 	b := newBed(t, defaultBed)

@@ -9,8 +9,9 @@ import (
 	"fusilli/tests/bed"
 )
 
-// TestSmallerMTUBehindTheTarget: the target is a router, as for containers with a tunnel, and what is behind it
-// does not know that the way there is narrower than its own link. The router says so, and the transfer goes on.
+// TestSmallerMTUBehindTheTarget: the target is a router, as for containers with a tunnel, and what
+// is behind it does not know that the way there is narrower than its own link. The router says so,
+// and the transfer goes on.
 func TestSmallerMTUBehindTheTarget(t *testing.T) {
 	t.Parallel()
 	c := connect(t, newBed(t, defaultBed), "--mtu", "1500")

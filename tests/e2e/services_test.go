@@ -14,8 +14,8 @@ import (
 	"fusilli/tests/bed"
 )
 
-// Which services the link has is up to the user. A question nobody answers is asked a second time by
-// the test, since a datagram may be lost, and not more.
+// Which services the link has is up to the user. A question nobody answers is asked a second time
+// by the test, since a datagram may be lost, and not more.
 func TestServicesThatAreSwitchedOff(t *testing.T) {
 	t.Parallel()
 	type services struct{ arp, dhcp, dhcpv6, ns, ra bool }
@@ -61,8 +61,8 @@ func TestServicesThatAreSwitchedOff(t *testing.T) {
 	}
 }
 
-// Without a network on the host there are services all the same, but for DHCPv6, which has no address to
-// assign: the guest makes itself a link-local one, and we are its router.
+// Without a network on the host there are services all the same, but for DHCPv6, which has no
+// address to assign: the guest makes itself a link-local one, and we are its router.
 func TestServicesWithoutANetwork(t *testing.T) {
 	t.Parallel()
 	b := newBed(t, defaultBed)

@@ -23,8 +23,8 @@ import (
 const (
 	// soakConns is the number of connections at a time, of all kinds together.
 	soakConns = 2000
-	// soakPause is the time between two new flows of datagrams or echo requests of a kind. Such flows
-	// have no end but that nothing comes any more, and too many new ones are a flood.
+	// soakPause is the time between two new flows of datagrams or echo requests of a kind. Such
+	// flows have no end but that nothing comes any more, and too many new ones are a flood.
 	soakPause = 50 * time.Millisecond
 )
 
@@ -39,8 +39,8 @@ type soakKind struct {
 
 // TestSoak has 2,000 connections of all kinds come and go at a time, with random sizes, orders of
 // closing and resets, for a minute, or as long as FUSILLI_SOAK says. All that is carried arrives
-// unchanged, and when it is over the translator has as much in use as before: descriptors, goroutines,
-// threads, memory.
+// unchanged, and when it is over the translator has as much in use as before: descriptors,
+// goroutines, threads, memory.
 func TestSoak(t *testing.T) {
 	length, full := time.Minute, false
 	if s := os.Getenv("FUSILLI_SOAK"); s != "" {
@@ -128,7 +128,8 @@ func TestSoak(t *testing.T) {
 		t.Error(err)
 	}
 	t.Logf("%v; before: %+v; after the first round: %+v; at the end: %+v", time.Since(begin).Round(time.Second), idle, first, end)
-	if grown := int64(end.RSS) - int64(first.RSS); grown > 64<<20 && !raceEnabled { // slabs (see package actors)
+	// slabs (see package actors)
+	if grown := int64(end.RSS) - int64(first.RSS); grown > 64<<20 && !raceEnabled {
 		t.Errorf("%d KiB more in use at the end than after the first round", grown>>10)
 	}
 	if end.Threads > first.Threads+16 { // a few are made when system calls overlap, and kept

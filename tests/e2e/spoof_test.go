@@ -16,8 +16,9 @@ import (
 	"fusilli/tests/bed"
 )
 
-// TestSpoofedFramesMoveNothing: a program that may send raw frames in the guest cannot move forwarded ports, and a guest
-// that gives itself another address is followed. Of a namespace, and of a machine, whose kernel cannot be asked.
+// TestSpoofedFramesMoveNothing: a program that may send raw frames in the guest cannot move
+// forwarded ports, and a guest that gives itself another address is followed. Of a namespace, and
+// of a machine, whose kernel cannot be asked.
 func TestSpoofedFramesMoveNothing(t *testing.T) {
 	t.Parallel()
 	const port = "7070"
@@ -45,7 +46,8 @@ func TestSpoofedFramesMoveNothing(t *testing.T) {
 					io.WriteString(conn, plain(conn.LocalAddr()).Addr().String()+"\n")
 					conn.Close()
 				}))
-				// reached is the guest's address that a forwarded connection has come to; "" for none, for now.
+				// reached is the guest's address that a forwarded connection has come to; "" for
+				// none, for now.
 				reached := func() string {
 					conn, err := c.Far.Dial(patience(t, limit), "tcp", net.JoinHostPort(f.host, port))
 					if err != nil {

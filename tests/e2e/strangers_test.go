@@ -44,16 +44,18 @@ func strangers(t *testing.T, b *bed.Bed, to uint16, ports int) [][]byte {
 	return frames
 }
 
-// A stranger on the network sends to a forwarded port from more source ports than can be remembered: connections to
-// another port are accepted as before, and a transfer of the guest's keeps its share. What the frames themselves
-// cost this machine is seen by sending them to a port that is not forwarded.
+// A stranger on the network sends to a forwarded port from more source ports than can be
+// remembered: connections to another port are accepted as before, and a transfer of the guest's
+// keeps its share. What the frames themselves cost this machine is seen by sending them to a port
+// that is not forwarded.
 func TestStrangersLeaveForwardedPorts(t *testing.T) {
 	const tries, length = 8, time.Second / 2
 	perSecond, ports, kept, late := 20000, 20000, 2./3, 5*time.Millisecond
 	if raceEnabled {
 		perSecond, ports, kept, late = 2000, 2000, 0.4, 50*time.Millisecond
 	}
-	// A CPU's place for the flood: it is not to keep the ends waiting, which are in this process as well.
+	// A CPU's place for the flood: it is not to keep the ends waiting, which are in this process as
+	// well.
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(runtime.NumCPU() + 1))
 	c := connect(t, newBed(t, defaultBed), "-t", "7000", "-u", "7002", "-T", "none", "-U", "none")
 	serving(t)(c.target.ServeTCP(":7000", func(conn net.Conn) {
@@ -93,7 +95,8 @@ func TestStrangersLeaveForwardedPorts(t *testing.T) {
 			return all[len(all)*99/100]
 		}
 		best := time.Hour
-		for try := 0; try < tries && best > late; try++ { // the machine has other things to do as well
+		// the machine has other things to do as well
+		for try := 0; try < tries && best > late; try++ {
 			var flooded, base time.Duration
 			what := beside("forwarded", func() { flooded = slowest() })
 			beside("not forwarded", func() { base = slowest() })

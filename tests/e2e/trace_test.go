@@ -11,8 +11,8 @@ import (
 	"fusilli/tests/bed"
 )
 
-// The log tells of each flow's beginning and end with --debug, and of each frame as well with --trace: of
-// a namespace and of a virtual machine.
+// The log tells of each flow's beginning and end with --debug, and of each frame as well with
+// --trace: of a namespace and of a virtual machine.
 func TestFlowsAndFramesInTheLog(t *testing.T) {
 	t.Parallel()
 	const port = "8080"

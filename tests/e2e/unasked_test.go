@@ -14,8 +14,8 @@ import (
 	"fusilli/tapio/frame"
 )
 
-// What the guest is told and asked without having asked itself, in minutes or when the host's neighbours
-// change, is read by the same decoder as the answers.
+// What the guest is told and asked without having asked itself, in minutes or when the host's
+// neighbours change, is read by the same decoder as the answers.
 func TestUnaskedMessagesAsTsharkReadsThem(t *testing.T) {
 	t.Parallel()
 	addr := func(s string) frame.Addr { return frame.AddrOf(netip.MustParseAddr(s)) }
@@ -93,8 +93,8 @@ func TestUnaskedMessagesAsTsharkReadsThem(t *testing.T) {
 	}
 }
 
-// unasked checks that a capture of pasta with --config-net begins with the questions who the namespace is, and
-// that it was told of the neighbour mac.
+// unasked checks that a capture of pasta with --config-net begins with the questions who the
+// namespace is, and that it was told of the neighbour mac.
 func unasked(t *testing.T, path, mac string) {
 	t.Helper()
 	cmd := exec.CommandContext(patience(t, limit), "tshark", "-r", path, "-n", "-T", "fields", "-E", "separator=;", "-E", "occurrence=f",

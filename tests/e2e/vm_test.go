@@ -16,9 +16,9 @@ import (
 	"fusilli/tests/bed"
 )
 
-// connectVM starts passt with args and connects a namespace to it as a hypervisor does a virtual machine:
-// what the namespace's tap carries goes over the socket, frame by frame. The namespace has the addresses
-// that passt assigns. The end is as with connect.
+// connectVM starts passt with args and connects a namespace to it as a hypervisor does a virtual
+// machine: what the namespace's tap carries goes over the socket, frame by frame. The namespace has
+// the addresses that passt assigns. The end is as with connect.
 func connectVM(t *testing.T, b *bed.Bed, mtu int, args ...string) *connection {
 	t.Helper()
 	c := &connection{Bed: b}

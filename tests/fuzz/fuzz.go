@@ -18,8 +18,8 @@ import (
 )
 
 const (
-	// stillTime is how long a target may go without a run that ends. Those that wait for something give up sooner
-	// by themselves, and say what they have waited for.
+	// stillTime is how long a target may go without a run that ends. Those that wait for something
+	// give up sooner by themselves, and say what they have waited for.
 	stillTime = 3 * time.Minute
 	// leave is how long a target may take to stop.
 	leave = 30 * time.Second

@@ -136,8 +136,8 @@ func inputs(dir string) (all []input, total int) {
 	return all, total
 }
 
-// runner runs a target with one input each time. It works in a copy of the package's directory, in which
-// only the corpus is its own.
+// runner runs a target with one input each time. It works in a copy of the package's directory, in
+// which only the corpus is its own.
 type runner struct {
 	t            target
 	bin          string

@@ -3,16 +3,17 @@
 //	go run ./tests/fuzz [-time 2s | -total 1h] [-run REGEXP] [-cache DIR] [-list] [PACKAGE...]
 //	go run ./tests/fuzz -keep [-run REGEXP] [-cache DIR] [PACKAGE...]
 //
-// It is what go test -fuzz is for all targets together, with four differences. A package is built once for all
-// its targets. Inputs are not minimised: a short run would do little else, and an input that fails may be long.
-// The end of the time is an interrupt, as by a user, and not -fuzztime, whose end is at times reported as a
-// failure (context deadline exceeded). And a target that stands still is a failure: its workers are aborted, so that
-// the input is written to testdata/fuzz as one that fails.
+// It is what go test -fuzz is for all targets together, with four differences. A package is built
+// once for all its targets. Inputs are not minimised: a short run would do little else, and an
+// input that fails may be long. The end of the time is an interrupt, as by a user, and not
+// -fuzztime, whose end is at times reported as a failure (context deadline exceeded). And a target
+// that stands still is a failure: its workers are aborted, so that the input is written to
+// testdata/fuzz as one that fails.
 //
-// Inputs that reach new code stay in the cache, which is where go test -fuzz keeps them too ("go env GOCACHE",
-// directory fuzz) unless told otherwise, and each run begins with what is there. With -keep those that add
-// coverage to what the tree has are copied to testdata/fuzz, a few small ones for each target: every
-// go test runs them from then on.
+// Inputs that reach new code stay in the cache, which is where go test -fuzz keeps them too ("go
+// env GOCACHE", directory fuzz) unless told otherwise, and each run begins with what is there. With
+// -keep those that add coverage to what the tree has are copied to testdata/fuzz, a few small ones
+// for each target: every go test runs them from then on.
 package main
 
 import (

@@ -59,8 +59,8 @@ func PassedImage() *Image {
 	return &Image{Kernel: os.Getenv(kernelVar), Initrd: os.Getenv(initrdVar), KVM: os.Getenv(accelVar) == "kvm"}
 }
 
-// kvmBoots is how long an image may take to boot with KVM, which is ten times what it takes where KVM
-// is of use.
+// kvmBoots is how long an image may take to boot with KVM, which is ten times what it takes where
+// KVM is of use.
 const kvmBoots = 20 * time.Second
 
 // bootsWithKVM tries it. There are hosts that have the device and refuse what QEMU asks of it, and
@@ -85,8 +85,8 @@ func (img Image) bootsWithKVM() bool {
 	return true
 }
 
-// Build makes the image, or returns the one that was made of the same parts before. It needs go, dpkg
-// and, the first time, apt-get with its lists and network. It boots the image if there is KVM.
+// Build makes the image, or returns the one that was made of the same parts before. It needs go,
+// dpkg and, the first time, apt-get with its lists and network. It boots the image if there is KVM.
 func Build() (*Image, error) {
 	cache, err := os.UserCacheDir()
 	if err != nil {

@@ -94,9 +94,9 @@ func newBed(t *testing.T) *bed.Bed {
 	return b
 }
 
-// begin starts one of our programs on the bed's host, in the foreground, and waits until it is ready. line
-// makes its command of the options that all have, and says where it runs. At the end of the test it must
-// still run, or have been waited for, and end with status 0.
+// begin starts one of our programs on the bed's host, in the foreground, and waits until it is
+// ready. line makes its command of the options that all have, and says where it runs. At the end of
+// the test it must still run, or have been waited for, and end with status 0.
 func begin(t *testing.T, b *bed.Bed, line func(common ...string) *exec.Cmd) *bed.Process {
 	t.Helper()
 	pid := filepath.Join(scratch(t), "pid")
@@ -192,7 +192,8 @@ func sh(t *testing.T, vm *VM, line string) string {
 // sized is how much a transfer moves.
 const sized = 4 << 20
 
-// out moves a stream from the guest to addr, which leads to where somebody listens at an address of ns.
+// out moves a stream from the guest to addr, which leads to where somebody listens at an address of
+// ns.
 func out(t *testing.T, ns *bed.NS, at string, vm *VM, network, addr string, n int64) {
 	t.Helper()
 	const number = 7

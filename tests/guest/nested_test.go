@@ -34,8 +34,8 @@ func pasta(t *testing.T, b *bed.Bed, args ...string) *bed.Target {
 	return target
 }
 
-// inside starts passt in a namespace that pasta connects. The link's gateway is the namespace's loopback
-// address, unless args say otherwise.
+// inside starts passt in a namespace that pasta connects. The link's gateway is the namespace's
+// loopback address, unless args say otherwise.
 func inside(t *testing.T, b *bed.Bed, target *bed.Target, args ...string) *passt {
 	t.Helper()
 	p := &passt{socket: filepath.Join(scratch(t), "socket")}
@@ -45,11 +45,12 @@ func inside(t *testing.T, b *bed.Bed, target *bed.Target, args ...string) *passt
 	return p
 }
 
-// TestGuestOfANamespace: passt within pasta. What a guest, the namespace and the host send each other goes
-// through one of them or both.
+// TestGuestOfANamespace: passt within pasta. What a guest, the namespace and the host send each
+// other goes through one of them or both.
 func TestGuestOfANamespace(t *testing.T) {
 	const (
-		host4, host6 = "192.0.2.1", "2001:db8:9a55::1" // the host as the namespace and the guest see it
+		// the host as the namespace and the guest see it
+		host4, host6 = "192.0.2.1", "2001:db8:9a55::1"
 		ns4, ns6     = "192.0.2.2", "2001:db8:9a55::2" // the namespace as the guest sees it
 	)
 	b := newBed(t)
@@ -113,7 +114,8 @@ func TestGuestOfANamespace(t *testing.T) {
 	healthy(t, vm)
 }
 
-// TestTwoGuestsOfNamespaces: two guests, each of a passt in a pasta, talk by way of all four and the host.
+// TestTwoGuestsOfNamespaces: two guests, each of a passt in a pasta, talk by way of all four and
+// the host.
 func TestTwoGuestsOfNamespaces(t *testing.T) {
 	b := newBed(t)
 	var vms [2]*VM

@@ -65,7 +65,8 @@ func last(t *testing.T, s string) uint64 {
 	return n
 }
 
-// rings returns the guest-physical addresses of the two rings and of the event index behind the latter.
+// rings returns the guest-physical addresses of the two rings and of the event index behind the
+// latter.
 func rings(t *testing.T, vm *VM) (avail, used, event uint64) {
 	t.Helper()
 	said := monitor(t, vm, "info virtio-queue-status /machine/peripheral/card/virtio-backend 1")
@@ -122,7 +123,8 @@ func bootStall(t *testing.T, card string) (*bed.Bed, *VM) {
 	return b, vm
 }
 
-// TestTransmitQueueUnderLoad sends with frames of all lengths and looks whether the queue still moves.
+// TestTransmitQueueUnderLoad sends with frames of all lengths and looks whether the queue still
+// moves.
 func TestTransmitQueueUnderLoad(t *testing.T) {
 	length := stallTime(t)
 	b, vm := bootStall(t, "")
@@ -236,8 +238,8 @@ func TestLostNotification(t *testing.T) {
 	}
 }
 
-// lose makes the guest send one frame of which QEMU is not told. flags says that QEMU asks for it by a
-// flag (VIRTQ_USED_F_NO_NOTIFY), not by an index.
+// lose makes the guest send one frame of which QEMU is not told. flags says that QEMU asks for it
+// by a flag (VIRTQ_USED_F_NO_NOTIFY), not by an index.
 func lose(t *testing.T, vm *VM, flags bool) txQueue {
 	t.Helper()
 	mem, err := os.OpenFile(fmt.Sprintf("/proc/%d/mem", vm.PID()), os.O_RDWR, 0)

@@ -280,7 +280,8 @@ func (vm *VM) Spawn(line string) *Command {
 	vm.last++
 	c := &Command{vm: vm, id: vm.last, line: line, done: make(chan struct{}), changed: make(chan struct{})}
 	vm.commands[c.id] = c
-	vm.out.Encode(wire.Message{ID: c.id, Op: wire.Run, Data: []byte(line)}) // the end of QEMU ends all commands
+	// the end of QEMU ends all commands
+	vm.out.Encode(wire.Message{ID: c.id, Op: wire.Run, Data: []byte(line)})
 	return c
 }
 
@@ -291,8 +292,8 @@ func (c *Command) Kill(s syscall.Signal) {
 	c.vm.out.Encode(wire.Message{ID: c.id, Op: wire.Kill, Code: int(s)})
 }
 
-// Wait waits for the end of the command and returns what it wrote to standard output, without spaces
-// around. Any status but 0 is an error, with what it wrote to standard error.
+// Wait waits for the end of the command and returns what it wrote to standard output, without
+// spaces around. Any status but 0 is an error, with what it wrote to standard error.
 func (c *Command) Wait(ctx context.Context) (string, error) {
 	select {
 	case <-c.done:

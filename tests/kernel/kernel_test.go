@@ -300,8 +300,8 @@ func TestUDPRefused(t *testing.T) {
 	}
 }
 
-// A UDP socket whose association is dissolved keeps its port, but one of IPv6 goes on hearing its old peer's
-// address only: it takes another socket to hear others.
+// A UDP socket whose association is dissolved keeps its port, but one of IPv6 goes on hearing its
+// old peer's address only: it takes another socket to hear others.
 func TestUDPDissolved(t *testing.T) {
 	n := namespace(t)
 	if err := n.IP("address add fd00::1/128 dev lo nodad"); err != nil {

@@ -13,8 +13,8 @@ import (
 	"fusilli/tapio/frame"
 )
 
-// TestShortestSegments: with a peer that takes segments of one byte only, the kernel cuts a stream into longer
-// ones, though not much longer. What is below frame.MinTCPSegment comes from no kernel.
+// TestShortestSegments: with a peer that takes segments of one byte only, the kernel cuts a stream
+// into longer ones, though not much longer. What is below frame.MinTCPSegment comes from no kernel.
 func TestShortestSegments(t *testing.T) {
 	n := namespace(t)
 	var tap *tapio.Tap

@@ -162,8 +162,8 @@ func forListeners(t *testing.T, idle time.Duration, f func(*testing.T, *listener
 	t.Run("IPv4 on IPv6", func(t *testing.T) { f(t, newWorld(t, families[0], idle).listen(true)) })
 }
 
-// TestForwardedPeersShareASocket: each is a flow, and is answered from the address that it has asked, even if it
-// asks another one next.
+// TestForwardedPeersShareASocket: each is a flow, and is answered from the address that it has
+// asked, even if it asks another one next.
 func TestForwardedPeersShareASocket(t *testing.T) {
 	forListeners(t, time.Hour, func(t *testing.T, l *listener) {
 		const n = 600
@@ -200,7 +200,8 @@ func TestForwardedPeersShareASocket(t *testing.T) {
 	})
 }
 
-// TestForwardedErrorIsOnePeers: a peer that has closed its port is reported to the guest, and disturbs no other.
+// TestForwardedErrorIsOnePeers: a peer that has closed its port is reported to the guest, and
+// disturbs no other.
 func TestForwardedErrorIsOnePeers(t *testing.T) {
 	forListeners(t, time.Hour, func(t *testing.T, l *listener) {
 		want := [2]byte{3, 3} // port unreachable
@@ -237,7 +238,8 @@ func TestForwardedErrorIsOnePeers(t *testing.T) {
 	})
 }
 
-// TestForwardedTTLOfEach: answers leave with the time to live and the type of service the guest gave them.
+// TestForwardedTTLOfEach: answers leave with the time to live and the type of service the guest
+// gave them.
 func TestForwardedTTLOfEach(t *testing.T) {
 	forListeners(t, time.Hour, func(t *testing.T, l *listener) {
 		peers := l.fam.peers(t, 3)
@@ -267,8 +269,8 @@ func TestForwardedTTLOfEach(t *testing.T) {
 	})
 }
 
-// TestForwardedFloodWearsItselfOut: of peers that the guest does not answer, the oldest give way, first to those of
-// their own address; what was answered stays.
+// TestForwardedFloodWearsItselfOut: of peers that the guest does not answer, the oldest give way,
+// first to those of their own address; what was answered stays.
 func TestForwardedFloodWearsItselfOut(t *testing.T) {
 	forListeners(t, time.Hour, func(t *testing.T, l *listener) {
 		known := newPeer(t, l.fam.host(5))
@@ -306,8 +308,8 @@ func TestForwardedFloodWearsItselfOut(t *testing.T) {
 	})
 }
 
-// TestForwardedFlowsOutliveTheRule: when the port is forwarded no more, they have a socket each, and no stranger is
-// heard.
+// TestForwardedFlowsOutliveTheRule: when the port is forwarded no more, they have a socket each,
+// and no stranger is heard.
 func TestForwardedFlowsOutliveTheRule(t *testing.T) {
 	forListeners(t, time.Hour, func(t *testing.T, l *listener) {
 		peers := l.fam.peers(t, 5)
@@ -333,7 +335,8 @@ func TestForwardedFlowsOutliveTheRule(t *testing.T) {
 	})
 }
 
-// TestForwardedFlowsExpire: with the last one the engine lets go of the socket, which still has what comes next.
+// TestForwardedFlowsExpire: with the last one the engine lets go of the socket, which still has
+// what comes next.
 func TestForwardedFlowsExpire(t *testing.T) {
 	forListeners(t, 100*time.Millisecond, func(t *testing.T, l *listener) {
 		p := newPeer(t, l.fam.host(5))
@@ -352,8 +355,8 @@ func TestForwardedFlowsExpire(t *testing.T) {
 	})
 }
 
-// TestForwardedElsewhere: datagrams that lead elsewhere, one by one also if they come as a row, and those that do
-// not beside them.
+// TestForwardedElsewhere: datagrams that lead elsewhere, one by one also if they come as a row, and
+// those that do not beside them.
 func TestForwardedElsewhere(t *testing.T) {
 	forListeners(t, time.Hour, func(t *testing.T, l *listener) {
 		ours, other := newPeer(t, l.fam.host(5)), newPeer(t, l.fam.host(5))

@@ -1,6 +1,6 @@
-// Package peers tests that the peers of one guest port share one socket of the host: an engine and a guest's
-// end of a link in memory, in a network namespace in which all addresses of two networks are the host's own, so
-// that there are as many peers as one likes.
+// Package peers tests that the peers of one guest port share one socket of the host: an engine and
+// a guest's end of a link in memory, in a network namespace in which all addresses of two networks
+// are the host's own, so that there are as many peers as one likes.
 package peers
 
 import (
@@ -32,7 +32,8 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-// setUp makes addresses of the families' networks addresses of this host. For IPv6 a route alone is not enough.
+// setUp makes addresses of the families' networks addresses of this host. For IPv6 a route alone is
+// not enough.
 func setUp() error {
 	lo, err := netlink.LinkByName("lo")
 	if err != nil {

@@ -18,8 +18,8 @@ import (
 	"fusilli/internal/leaktest"
 )
 
-// TestOneSocketForAThousandPeers: they all see one and the same port of the host, the first as well as those
-// that come after it, and each answer is from who has given it.
+// TestOneSocketForAThousandPeers: they all see one and the same port of the host, the first as well
+// as those that come after it, and each answer is from who has given it.
 func TestOneSocketForAThousandPeers(t *testing.T) {
 	forFamilies(t, func(t *testing.T, fam family) {
 		const n = 1200
@@ -209,7 +209,8 @@ func TestNothingIsLostInBetween(t *testing.T) {
 	})
 }
 
-// TestPeerThatCannotBeReached takes nobody with it: what the guest has sent to another one meanwhile arrives.
+// TestPeerThatCannotBeReached takes nobody with it: what the guest has sent to another one
+// meanwhile arrives.
 func TestPeerThatCannotBeReached(t *testing.T) {
 	forFamilies(t, func(t *testing.T, fam family) {
 		nowhere := netip.AddrPortFrom(netip.MustParseAddr("203.0.113.9"), 9) // no route leads there
@@ -283,8 +284,8 @@ func portOfAll(t *testing.T, fam family, port uint16) int {
 	return fd
 }
 
-// TestOthersPortIsLeftToThem: a port that somebody else has at all addresses, although that may be shared, is not
-// taken: neither for strangers' datagrams nor for those of the guest's peers.
+// TestOthersPortIsLeftToThem: a port that somebody else has at all addresses, although that may be
+// shared, is not taken: neither for strangers' datagrams nor for those of the guest's peers.
 func TestOthersPortIsLeftToThem(t *testing.T) {
 	forFamilies(t, func(t *testing.T, fam family) {
 		w := newWorld(t, fam, time.Hour)
@@ -315,8 +316,8 @@ func TestOthersPortIsLeftToThem(t *testing.T) {
 	})
 }
 
-// TestPortThatOthersBindLater: somebody else binds the port that the guest's flows have, as SO_REUSEADDR permits:
-// that is noticed, and they go on with another one.
+// TestPortThatOthersBindLater: somebody else binds the port that the guest's flows have, as
+// SO_REUSEADDR permits: that is noticed, and they go on with another one.
 func TestPortThatOthersBindLater(t *testing.T) {
 	forFamilies(t, func(t *testing.T, fam family) {
 		w := newWorld(t, fam, time.Hour)
@@ -346,7 +347,8 @@ func TestPortThatOthersBindLater(t *testing.T) {
 	})
 }
 
-// TestPortOfAnotherForward: a port of the host that leads to another port of the guest's is not taken.
+// TestPortOfAnotherForward: a port of the host that leads to another port of the guest's is not
+// taken.
 func TestPortOfAnotherForward(t *testing.T) {
 	forFamilies(t, func(t *testing.T, fam family) {
 		w := newWorld(t, fam, time.Hour)
@@ -359,7 +361,8 @@ func TestPortOfAnotherForward(t *testing.T) {
 	})
 }
 
-// TestPortsOfTheKernelsChoice: with that asked for the guest's own port is never taken, and all peers see one.
+// TestPortsOfTheKernelsChoice: with that asked for the guest's own port is never taken, and all
+// peers see one.
 func TestPortsOfTheKernelsChoice(t *testing.T) {
 	forFamilies(t, func(t *testing.T, fam family) {
 		w := newWorld(t, fam, time.Hour, func(c *actors.Config) { c.Host.AnyPort = true })
@@ -376,8 +379,9 @@ func TestPortsOfTheKernelsChoice(t *testing.T) {
 	})
 }
 
-// TestPeerByTwoNames: a peer that the guest speaks to from one port by its address and by one that stands for it, as
-// for a resolver, answers each time from where it was spoken to, whatever came first and however many others there are.
+// TestPeerByTwoNames: a peer that the guest speaks to from one port by its address and by one that
+// stands for it, as for a resolver, answers each time from where it was spoken to, whatever came
+// first and however many others there are.
 func TestPeerByTwoNames(t *testing.T) {
 	forFamilies(t, func(t *testing.T, fam family) {
 		name := fam.host(200)
@@ -431,8 +435,9 @@ func TestPortInUse(t *testing.T) {
 	})
 }
 
-// TestTranslatedPeersHaveTheirOwn: destinations with an address of their own for the guest, before and after.
-// On IPv6, where there is one loopback address, nobody can tell then that the port is free, and all have.
+// TestTranslatedPeersHaveTheirOwn: destinations with an address of their own for the guest, before
+// and after. On IPv6, where there is one loopback address, nobody can tell then that the port is
+// free, and all have.
 func TestTranslatedPeersHaveTheirOwn(t *testing.T) {
 	forFamilies(t, func(t *testing.T, fam family) {
 		w := newWorld(t, fam, time.Hour)

@@ -12,10 +12,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestAnythingGoes has the guest and its peers do anything, for some rounds: ask, answer, go away and come back,
-// fall silent until they expire; strangers speak, and the port becomes a listener's for a while. Whatever the
-// guest gets was sent by who is said to have, to the guest, and once; errors are about who was away; and in the
-// end everybody is heard.
+// TestAnythingGoes has the guest and its peers do anything, for some rounds: ask, answer, go away
+// and come back, fall silent until they expire; strangers speak, and the port becomes a listener's
+// for a while. Whatever the guest gets was sent by who is said to have, to the guest, and once;
+// errors are about who was away; and in the end everybody is heard.
 func TestAnythingGoes(t *testing.T) {
 	forFamilies(t, func(t *testing.T, fam family) {
 		const seed = 4
@@ -33,7 +33,8 @@ func TestAnythingGoes(t *testing.T) {
 				r.step()
 			}
 			r.conclude()
-			until(t, "all expired", func() bool { return r.Flows() == 0 }) // the next engine wants the port
+			// the next engine wants the port
+			until(t, "all expired", func() bool { return r.Flows() == 0 })
 		}
 	})
 }

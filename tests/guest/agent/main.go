@@ -1,8 +1,8 @@
 //go:build linux
 
-// Agent is the first process of a test guest: it makes the guest habitable and runs the commands that
-// come over a virtio-serial port. By other names it is a program for those commands: send, sink
-// and echo, see traffic.go.
+// Agent is the first process of a test guest: it makes the guest habitable and runs the commands
+// that come over a virtio-serial port. By other names it is a program for those commands: send,
+// sink and echo, see traffic.go.
 package main
 
 import (

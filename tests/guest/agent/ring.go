@@ -70,8 +70,8 @@ func ring(seconds string) error {
 	return nil
 }
 
-// seize takes the one device of a virtio driver away from it and from the bus's, and returns the device's
-// directory.
+// seize takes the one device of a virtio driver away from it and from the bus's, and returns the
+// device's directory.
 func seize(driver string) (string, error) {
 	devs, err := filepath.Glob("/sys/bus/virtio/drivers/" + driver + "/virtio*")
 	if err != nil || len(devs) != 1 {
@@ -212,8 +212,10 @@ func (c *card) transmit() (*txRing, error) {
 		*word[uint32](c.common, queueAddrs+8*i) = uint32(phys[i])
 		*word[uint32](c.common, queueAddrs+8*i+4) = uint32(phys[i] >> 32)
 	}
-	const vnet = 12                                                                        // virtio_net_hdr_mrg_rxbuf
-	copy(buf[vnet:], "\x9a\x55\x9a\x55\x9a\x55\x52\x54\x00\x12\x34\x56\x88\xb5not for us") // ethertype: local experiment
+	// virtio_net_hdr_mrg_rxbuf
+	const vnet = 12
+	// ethertype: local experiment
+	copy(buf[vnet:], "\x9a\x55\x9a\x55\x9a\x55\x52\x54\x00\x12\x34\x56\x88\xb5not for us")
 	for i := range ringSize {
 		binary.LittleEndian.PutUint64(descs[16*i:], phys[3])
 		binary.LittleEndian.PutUint32(descs[16*i+8:], vnet+ringFrame)

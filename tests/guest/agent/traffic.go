@@ -31,8 +31,8 @@ const datagram = 1200
 //	rr NETWORK ADDR SECONDS           exchange single bytes, print the number and the median in ns
 //	crr ADDR SECONDS                  the same with a connection for each
 //
-// Servers print "listening" when they do. The first byte of blast, suck, rr and crr tells the server
-// what is expected: s to take, g to send, e to echo.
+// Servers print "listening" when they do. The first byte of blast, suck, rr and crr tells the
+// server what is expected: s to take, g to send, e to echo.
 func traffic(name string, args []string) error {
 	want := map[string]int{"send": 4, "sink": 2, "echo": 2, "blast": 2, "suck": 2, "flood": 3, "ring": 1, "rr": 3, "crr": 2}
 	if n, ok := want[name]; !ok || len(args) != n {

@@ -1,5 +1,5 @@
-// Package wire is what a test and the agent in its guest say to each other: JSON values, one after the
-// other, over a virtio-serial port. It also has what both do to traffic between them.
+// Package wire is what a test and the agent in its guest say to each other: JSON values, one after
+// the other, over a virtio-serial port. It also has what both do to traffic between them.
 package wire
 
 import (
