@@ -46,11 +46,11 @@ type admission struct {
 	polled atomic.Int64
 	until  atomic.Int64 // when the turn is over of those that begin, likewise
 
-	budget flow.Budget    // for those that begin
-	since  atomic.Int64   // when the flow that opens was admitted, in flow.Time
+	budget flow.Budget  // for those that begin
+	since  atomic.Int64 // when the flow that opens was admitted, in flow.Time
 	// how long run waits before it admits the next; that one counts as opening
 	delays chan flow.Time
-	full   atomic.Bool    // no more can wait
+	full   atomic.Bool // no more can wait
 
 	mu      sync.Mutex
 	opening int

@@ -239,7 +239,8 @@ func (b *bed) check(f []byte) (data []byte, size int, err error) {
 	}
 	v := frame.GetVnet(f)
 	p := gopacket.NewPacket(f[frame.VnetLen:], layers.LayerTypeEthernet, gopacket.Default)
-	if e := p.ErrorLayer(); e != nil && p.TransportLayer() == nil { // some ports stand for a protocol
+	// some ports stand for a protocol
+	if e := p.ErrorLayer(); e != nil && p.TransportLayer() == nil {
 		return nil, 0, fmt.Errorf("frame does not decode: %v", e.Error())
 	}
 	eth := p.LinkLayer().(*layers.Ethernet)

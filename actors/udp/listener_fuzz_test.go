@@ -34,9 +34,10 @@ const (
 
 const callersInFuzz = 6
 
-// FuzzListener has peers of a forwarded port, the guest, and what lies around them do anything. The guest gets what each
-// peer has sent, from that peer and in its order, and each peer what the guest has sent to it; what leads elsewhere
-// goes there; and what is known of peers is the same wherever it is noted.
+// FuzzListener has peers of a forwarded port, the guest, and what lies around them do anything. The
+// guest gets what each peer has sent, from that peer and in its order, and each peer what the guest
+// has sent to it; what leads elsewhere goes there; and what is known of peers is the same wherever
+// it is noted.
 func FuzzListener(f *testing.F) {
 	for _, in := range [][]byte{
 		{},
@@ -60,7 +61,8 @@ func FuzzListener(f *testing.F) {
 	})
 }
 
-// listening is who takes part in a run of FuzzListener. It is the listener, the sharing and the link.
+// listening is who takes part in a run of FuzzListener. It is the listener, the sharing and the
+// link.
 type listening struct {
 	*bed
 	c     *conn
@@ -87,7 +89,7 @@ func newListening(t *testing.T, fam family) *listening {
 	s.env = &flow.Env{Log: nopLog, OurMAC: ourMAC, MTU: 1500, UDPTimeout: 30 * time.Second, UDPStreamTimeout: 120 * time.Second,
 		Link: s, Sharing: sharing{s}}
 	s.env.SetGuestMAC(guestMAC)
-	l := peer(t, fam)
+	l := newPeer(t, fam)
 	s.to = l.LocalAddr().(*net.UDPAddr).AddrPort()
 	fd := -1
 	raw, err := l.SyscallConn()
@@ -114,7 +116,7 @@ func newListening(t *testing.T, fam family) *listening {
 	t.Cleanup(s.port.Close)
 	for i := range s.peers {
 		p := &s.peers[i]
-		p.UDPConn = peer(t, fam)
+		p.UDPConn = newPeer(t, fam)
 		p.at = p.LocalAddr().(*net.UDPAddr).AddrPort()
 	}
 	return s
@@ -318,7 +320,7 @@ func (s *listening) pump() {
 			}
 		}
 	}
-	w, callers := s.c.crowd, s.c.crowd.callers
+	w, callers := s.c.table, s.c.table.callers
 	listed := 0
 	for _, l := range []*peerList{&w.waiting, &w.answered, &w.streams} {
 		n := 0
@@ -378,7 +380,7 @@ func receiveNow(t testing.TB, c *net.UDPConn, buf []byte) (n int, from uint16, o
 
 func (s *listening) end() {
 	s.returned = s.id%2 == 0
-	s.c.disperse()
+	s.c.unshare()
 	if len(s.members) != 0 {
 		s.t.Errorf("%d flows are left", len(s.members))
 	}
