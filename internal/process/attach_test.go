@@ -63,7 +63,8 @@ func TestBackground(t *testing.T) {
 			t.Errorf("session %d, %v, want its own, %d", sid, err, pid)
 		}
 		for fd := range 3 {
-			if got := link(t, "/proc/%d/fd/%d", pid, fd); got != "/null" && got != "/dev/null" { // below another root
+			// below another root
+			if got := link(t, "/proc/%d/fd/%d", pid, fd); got != "/null" && got != "/dev/null" {
 				t.Errorf("descriptor %d is %s", fd, got)
 			}
 		}

@@ -509,7 +509,8 @@ func (b *bed) translatorOf(c *exec.Cmd) int {
 	b.eventually("there is a translator", func() bool {
 		for _, child := range b.children(c) {
 			environ, _ := os.ReadFile(fmt.Sprintf("/proc/%d/environ", child))
-			begun := len(environ) > 0 && len(bytes.Trim(environ, "\x00")) == 0 // or it has executed a program
+			// or it has executed a program
+			begun := len(environ) > 0 && len(bytes.Trim(environ, "\x00")) == 0
 			if comm(child) == "program" && (begun || bytes.Contains(environ, []byte(process.StageVariable))) {
 				pid = child
 			}

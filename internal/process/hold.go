@@ -157,7 +157,8 @@ func hold(p *preparedHolder) {
 			goto exit
 		}
 	}
-	raw(unix.SYS_RT_SIGACTION, uintptr(syscall.SIGPIPE), uintptr(unsafe.Pointer(&action)), 0, 8, 0) // the launcher ignores it
+	// the launcher ignores it
+	raw(unix.SYS_RT_SIGACTION, uintptr(syscall.SIGPIPE), uintptr(unsafe.Pointer(&action)), 0, 8, 0)
 	raw(unix.SYS_PRCTL, unix.PR_SET_PDEATHSIG, 0, 0, 0, 0)
 
 	r.stage = stageCommand

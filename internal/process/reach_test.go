@@ -30,7 +30,8 @@ func TestOutOfReachWhileStarting(t *testing.T) {
 				for _, pid := range append(b.children(c), b.launcher(c)) {
 					pids = append(pids, strconv.Itoa(pid))
 				}
-				return len(pids) == 3 // Go looks at what pidfds can do by starting one more for a moment
+				// Go looks at what pidfds can do by starting one more for a moment
+				return len(pids) == 3
 			})
 			// Each try that succeeds says so. The last is on a process that nothing protects.
 			script := `for p in "$@" $$; do

@@ -20,7 +20,8 @@
 //
 //	variables      as the file has them (MADV_DONTNEED on a private mapping, madvise(2))
 //	heap, stacks   unmapped, with all that was mapped when Prepare was called. What stays is the
-//	               program, the vDSO, and the arguments, which the kernel shows in /proc/PID/cmdline
+//	               program, the vDSO, and the arguments, which the kernel shows in
+//	               /proc/PID/cmdline
 //	environment    the new one is on the new stack; the old one, in /proc/PID/environ, is cleared
 //	descriptors    those from Files on are closed, the others stay open
 //	signals        nothing is changed: in a fork, package syscall has put handlers back already
@@ -250,7 +251,8 @@ func discard(p *plan) {
 		s := &p.unmap[k]
 		syscall.RawSyscall6(unix.SYS_MUNMAP, s.from, s.to-s.from, 0, 0, 0, 0)
 	}
-	if _, _, errno := syscall.RawSyscall6(unix.SYS_CLOSE_RANGE, p.files, 1<<32-1, 0, 0, 0, 0); errno != 0 { // before Linux 5.9
+	// before Linux 5.9
+	if _, _, errno := syscall.RawSyscall6(unix.SYS_CLOSE_RANGE, p.files, 1<<32-1, 0, 0, 0, 0); errno != 0 {
 		for fd := p.files; fd < 1024; fd++ {
 			syscall.RawSyscall6(unix.SYS_CLOSE, fd, 0, 0, 0, 0, 0)
 		}

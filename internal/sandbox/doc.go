@@ -16,8 +16,10 @@
 //	               table (Calls), or is with arguments that are not.
 //	Landlock       Where the kernel has it (5.13): no path at all, no TCP port to bind beyond
 //	               what was asked for, no signal and no abstract UNIX socket to the outside.
-//	memory         Not dumpable: no core file, and no other process of the user may look into it. That
-//	               the root of the guest's user namespace may not either is due to how a translator
+//	memory         Not dumpable: no core file, and no other process of the user may look into it.
+//	               That
+//	               the root of the guest's user namespace may not either is due to how a
+//	               translator
 //	               starts, which package process explains.
 //
 // Two other lists of the table are for the time before, when a translator opens things (Start), and

@@ -113,7 +113,8 @@ func (c confinement) files(patterns ...string) {
 	}
 	env := strings.Split(strings.TrimRight(c.read("environ"), "\x00"), "\x00")
 	for _, v := range env {
-		name, _, _ := strings.Cut(v, "=") // nothing, where the program was begun anew without execve
+		// nothing, where the program was begun anew without execve
+		name, _, _ := strings.Cut(v, "=")
 		if !slices.Contains([]string{"", "FUSILLI_STAGE", "FUSILLI_SECCOMP", "GOMAXPROCS", "TZ", "GORACE"}, name) {
 			c.t.Errorf("environment has %q", v)
 		}
