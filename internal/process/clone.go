@@ -175,15 +175,15 @@ func reap(pid int) {
 func (c *clone) failure(r childReport) error {
 	switch r.step {
 	case stepGroup:
-		return Failf("Can't set GID to %d", c.user.GID)
+		return cannotChange("GID", c.user.GID, r.errno)
 	case stepUser:
-		return Failf("Can't set UID to %d", c.user.UID)
+		return cannotChange("UID", c.user.UID, r.errno)
 	case stepUserNS:
-		return Failf("Couldn't enter user namespace %s: %s", c.userNS.Name(), Reason(r.errno))
+		return Failf("Couldn't enter user namespace %s: %s", c.userNS.Name(), whyNot(r.errno, "a user namespace"))
 	case stepNewUser, stepMaps:
 		return Failf("Couldn't create user namespace: %s", Reason(r.errno))
 	case stepHolder:
-		return Failf("Couldn't create namespaces: %s", Reason(r.errno))
+		return cannotCreate(r.errno)
 	case stepClone:
 		return isolateError{r.errno}
 	case stepPrivs:

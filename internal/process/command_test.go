@@ -431,7 +431,8 @@ func TestCommandKeepsUserNS(t *testing.T) {
 		got := b.run(b.program(p))
 		switch b.name {
 		case "user":
-			if got.status != 1 || got.err != "Couldn't create namespaces: Operation not permitted\n" {
+			if got.status != 1 || got.err != "Couldn't create namespaces: Operation not permitted: that takes root's rights in the user namespace, "+
+				"as in the new one that there is without --userns and --netns-only\n" {
 				t.Errorf("got %+v, want a refusal", got)
 			}
 		case "root":
@@ -459,6 +460,19 @@ func TestRunAs(t *testing.T) {
 		want := fmt.Sprintf(" 0 %d 1\n 0 %d 1\n", u.UID, u.GID)
 		if !strings.HasPrefix(got.out, want) || got.err != "" || got.status != 0 {
 			t.Errorf("got %+v, want %q", got, want)
+		}
+	}
+}
+
+// TestRunAsRefused: who may not change the user is told so, in each form.
+func TestRunAsRefused(t *testing.T) {
+	b := newBed(t, identities()[0])
+	attached := attach(b.target().Process.Pid)
+	for name, p := range map[string]plan{"command": b.shell("echo ran"), "attached": attached, "alone": {Spec: process.Spec{Alone: true}}} {
+		p.RunAs = &process.User{UID: 1234, GID: 4321}
+		const want = "Can't set GID to 4321: Operation not permitted: only root may run as another user\n"
+		if got := b.run(b.program(p)); got.status != 1 || got.out != "" || got.err != want {
+			t.Errorf("%s: got %+v, want %q", name, got, want)
 		}
 	}
 }

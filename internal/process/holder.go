@@ -94,7 +94,7 @@ func (h *holder) receive(flags int) error {
 	case r.errno != 0 && r.stage == stageCommand:
 		return Failf("Failed to start command or shell: %s", Reason(r.errno))
 	case r.errno != 0:
-		return Failf("Couldn't create namespaces: %s", Reason(r.errno))
+		return cannotCreate(r.errno)
 	}
 	fds, err := rights(oob[:oobn])
 	if err != nil || len(fds) != 1 {
@@ -102,6 +102,15 @@ func (h *holder) receive(flags int) error {
 	}
 	h.netNS, h.missed = os.NewFile(uintptr(fds[0]), fdNetNS), r.missed
 	return nil
+}
+
+// cannotCreate tells why there are no namespaces for a command.
+func cannotCreate(err error) error {
+	if errors.Is(err, unix.EPERM) {
+		return Failf("Couldn't create namespaces: %s: that takes root's rights in the user namespace, "+
+			"as in the new one that there is without --userns and --netns-only", Reason(err))
+	}
+	return Failf("Couldn't create namespaces: %s", Reason(err))
 }
 
 // warn tells what namespaces the command has to do without.

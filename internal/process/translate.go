@@ -130,7 +130,15 @@ func (e *Env) enter(start *Start) error {
 
 // switchError tells why a network namespace cannot be entered.
 func switchError(err error) error {
-	return Failf("Couldn't switch to pasta namespaces: %s", Reason(err))
+	return Failf("Couldn't switch to pasta namespaces: %s", whyNot(err, "a network namespace"))
+}
+
+// whyNot is why setns(2) has failed with a descriptor that is to be of kind.
+func whyNot(err error, kind string) string {
+	if errors.Is(err, unix.EINVAL) {
+		return Reason(err) + ": it is not " + kind
+	}
+	return Reason(err)
 }
 
 // watch starts what ends the context; all of it ends with the context.

@@ -49,10 +49,21 @@ func become(u User) error {
 		return Failf("Can't drop groups: %s", Reason(err))
 	}
 	if err := syscall.Setresgid(u.GID, u.GID, u.GID); err != nil {
-		return Failf("Can't set GID to %d", u.GID)
+		return cannotChange("GID", u.GID, err)
 	}
 	if err := syscall.Setresuid(u.UID, u.UID, u.UID); err != nil {
-		return Failf("Can't set UID to %d", u.UID)
+		return cannotChange("UID", u.UID, err)
 	}
 	return sandbox.Hide() // the change has made it as the system wants
+}
+
+// cannotChange says why a process cannot become another user.
+func cannotChange(what string, id int, err error) error {
+	switch {
+	case errors.Is(err, unix.EPERM):
+		return Failf("Can't set %s to %d: %s: only root may run as another user", what, id, Reason(err))
+	case errors.Is(err, unix.EINVAL):
+		return Failf("Can't set %s to %d: %s: this user namespace has no such number", what, id, Reason(err))
+	}
+	return Failf("Can't set %s to %d: %s", what, id, Reason(err))
 }
