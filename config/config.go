@@ -1,6 +1,7 @@
 package config
 
 import (
+	"math"
 	"net"
 	"net/netip"
 	"time"
@@ -237,7 +238,7 @@ const (
 	leastFlows, mostFlows = 16, 4 << 20
 
 	defaultMemory           = 96 << 20
-	leastMemory, mostMemory = 8 << 20, 64 << 30
+	leastMemory, mostMemory = 8 << 20, min(64<<30, math.MaxInt>>30<<30)
 )
 
 // defaultMAC is locally administered, so it is nobody else's.

@@ -2,6 +2,7 @@ package config
 
 import (
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"strings"
@@ -334,7 +335,7 @@ func TestOptions(t *testing.T) {
 		{passt, "--memory 8388608", func(c *Config) { c.Memory = 8 << 20 }},
 		{passt, "--memory 16384k", func(c *Config) { c.Memory = 16 << 20 }},
 		{pasta, "--memory 64M", func(c *Config) { c.Memory = 64 << 20 }},
-		{pasta, "--memory 64G", func(c *Config) { c.Memory = 64 << 30 }},
+		{pasta, "--memory " + mostMemoryText, func(c *Config) { c.Memory = mostMemory }},
 		{vu, "--migrate-no-linger", on(func(c *Config) *bool { return &c.VM.MigrateNoLinger })},
 	} {
 		t.Run(tt.base+tt.args, func(t *testing.T) {
@@ -393,13 +394,13 @@ func TestErrors(t *testing.T) {
 		{"pasta --max-flows 15", "Invalid number of flows: 15, use 16 to 4194304"},
 		{"pasta --max-flows 4194305", "Invalid number of flows: 4194305, use 16 to 4194304"},
 		{"pasta --max-flows=", "Invalid number of flows: , use 16 to 4194304"},
-		{"pasta --memory 8388607", "Invalid memory size: 8388607, use 8M to 64G"},
-		{"pasta --memory 65G", "Invalid memory size: 65G, use 8M to 64G"},
-		{"pasta --memory 99999999999999999999G", "Invalid memory size: 99999999999999999999G, use 8M to 64G"},
-		{"pasta --memory M", "Invalid memory size: M, use 8M to 64G"},
-		{"pasta --memory 64MB", "Invalid memory size: 64MB, use 8M to 64G"},
-		{"pasta --memory -1", "Invalid memory size: -1, use 8M to 64G"},
-		{"pasta --memory=", "Invalid memory size: , use 8M to 64G"},
+		{"pasta --memory 8388607", "Invalid memory size: 8388607, use 8M to " + mostMemoryText},
+		{"pasta --memory 65G", "Invalid memory size: 65G, use 8M to " + mostMemoryText},
+		{"pasta --memory 99999999999999999999G", "Invalid memory size: 99999999999999999999G, use 8M to " + mostMemoryText},
+		{"pasta --memory M", "Invalid memory size: M, use 8M to " + mostMemoryText},
+		{"pasta --memory 64MB", "Invalid memory size: 64MB, use 8M to " + mostMemoryText},
+		{"pasta --memory -1", "Invalid memory size: -1, use 8M to " + mostMemoryText},
+		{"pasta --memory=", "Invalid memory size: , use 8M to " + mostMemoryText},
 		{"pasta --log-size 40959", "Invalid --log-size: 40959"},
 		{"pasta --log-size 1M", "Invalid --log-size: 1M"},
 		{"pasta --log-file=", "Invalid log file: "},
@@ -595,3 +596,6 @@ func BenchmarkParse(b *testing.B) {
 		}
 	}
 }
+
+// mostMemoryText is what is said to be the most for --memory: less where a word has 32 bits.
+var mostMemoryText = fmt.Sprintf("%dG", mostMemory>>30)

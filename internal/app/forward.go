@@ -224,13 +224,13 @@ func translateLocally(ctx context.Context, cfg *config.Config, host *autodetect.
 		return err
 	}
 	open.add(ctl.close)
+	watch := observe(cfg, nil, log)
+	defer watch.close()
 	if err := env.Ready(); err != nil {
 		return err
 	}
 	open.forget()
 	defer ctl.serve(ctx)()
-	watch := observe(cfg, nil, log)
-	defer watch.close()
 	watch.start(spliceCounts(ports.splicer))
 	err = ports.together(ctx, func(ctx context.Context) error {
 		<-ctx.Done()
