@@ -233,7 +233,7 @@ func TestTranslatorRunsOutOfFiles(t *testing.T) {
 			}
 			trying.Go(func() {
 				switch err := try(i, short); {
-				case err == nil && !spliced:
+				case err == nil && !spliced && !strings.HasPrefix(w.name, "UDP in"): // has the listener's socket
 					t.Errorf("%s works without a file for it", w.name)
 				case strings.HasPrefix(w.name, "TCP out") && !errors.Is(err, unix.ECONNREFUSED):
 					t.Errorf("%s: %v, want ECONNREFUSED", w.name, err)
@@ -268,7 +268,7 @@ func TestTranslatorRunsOutOfFiles(t *testing.T) {
 	waitFor(t, "connections to end", func() bool { return c.usage(t).FDs <= before.FDs+2*3+4+2 })
 	told := make(map[string]int)
 	for line := range strings.Lines(c.proc.Stderr()) {
-		text, _, _ := strings.Cut(line, " {")
+		text, _, _ := strings.Cut(line, " times=")
 		if told[text]++; told[text] == 2 {
 			t.Errorf("said more than once: %s", text)
 		}
