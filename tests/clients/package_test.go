@@ -46,8 +46,8 @@ func sh(t *testing.T, dir, script string) string {
 func TestPackages(t *testing.T) {
 	needsClients(t)
 	dist := filepath.Join(os.Getenv(rootVar), "dist")
-	sh(t, dist, "sha256sum --check --strict SHA256SUMS && test $(wc -l <SHA256SUMS) -eq 6")
-	for _, arch := range []string{"amd64", "arm64"} {
+	sh(t, dist, "sha256sum --check --strict SHA256SUMS && test $(wc -l <SHA256SUMS) -eq 21")
+	for _, arch := range []string{"386", "amd64", "arm", "arm64", "ppc64le", "riscv64", "s390x"} {
 		list := sh(t, dist, "tar -tzf *-linux-"+arch+".tar.gz")
 		for _, want := range []string{"bin/passt\n", "bin/pasta\n", "libexec/fusilli/slirp4netns\n", "share/man/man1/pasta.1"} {
 			if !strings.Contains(list, want) {

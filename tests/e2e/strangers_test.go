@@ -94,17 +94,19 @@ func TestStrangersLeaveForwardedPorts(t *testing.T) {
 			slices.Sort(all)
 			return all[len(all)*99/100]
 		}
-		best := time.Hour
-		// the machine has other things to do as well
-		for try := 0; try < tries && best > late; try++ {
+		// The machine has other things to do as well: what connections take without the flood, or
+		// beside frames that lead nowhere, may be more than the limit by itself.
+		fast := false
+		for try := 0; try < tries && !fast; try++ {
 			var flooded, base time.Duration
 			what := beside("forwarded", func() { flooded = slowest() })
 			beside("not forwarded", func() { base = slowest() })
-			t.Logf("99 of 100 within %v beside %s; within %v if they lead nowhere, %v alone", flooded, what, base, slowest())
-			best = min(best, flooded)
+			alone := slowest()
+			t.Logf("99 of 100 within %v beside %s; within %v if they lead nowhere, %v alone", flooded, what, base, alone)
+			fast = flooded <= max(late, 2*base, 2*alone)
 		}
-		if best > late {
-			t.Errorf("one of 100 connections takes %v, want %v", best, late)
+		if !fast {
+			t.Errorf("one of 100 connections takes more than %v, and more than twice as long as without the flood", late)
 		}
 	})
 	t.Run("transfer", func(t *testing.T) {
