@@ -33,7 +33,7 @@ func TestMemoryIsDivided(t *testing.T) {
 // gets all that was sent.
 func TestStuckFlowsLeaveOthersRoom(t *testing.T) {
 	const each, healthy = 4 << 20, 32 << 20
-	stuck := scaled(64)
+	const stuck = 64 // fewer would leave room
 	fam := families[0]
 	b := newBed(t, options{mtu: 9000, change: func(c *Config) { c.Memory = flow.LeastMemory }})
 	slabs, _, held := divide(flow.LeastMemory)

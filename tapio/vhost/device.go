@@ -41,15 +41,15 @@ type Device struct {
 	listener *os.File // nil: there is only the front end it was made with
 	set      *pollSet // what wakes the reader
 
-	room    func()
-	connect func()
-
 	cur    atomic.Pointer[session]
 	guest  atomic.Pointer[guestAbility]
 	faults atomic.Uint64
 	over   atomic.Pointer[error] // why nothing more comes
 
 	mu      sync.Mutex // not on a frame's path
+	room    func()
+	connect func()
+	ready   bool // frames have been able to reach a guest
 	closed  bool
 	started bool
 	spent   bool // a one-off has had its front end
@@ -125,11 +125,23 @@ func newDevice(o Options) (*Device, error) {
 // OnRoom makes the device call f when it takes frames again after it has dropped some for want of
 // buffers, or of a guest. It is to be called before the first Write; any goroutine may call f,
 // which must not block.
-func (d *Device) OnRoom(f func()) { d.room = f }
+func (d *Device) OnRoom(f func()) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.room = f
+}
 
 // OnConnect makes the device call f when frames can reach a new guest for the first time. It is to
 // be called before the first Read; f must not block.
-func (d *Device) OnConnect(f func()) { d.connect = f }
+func (d *Device) OnConnect(f func()) {
+	d.mu.Lock()
+	d.connect = f
+	ready := d.ready // the front end that it was made with may have been faster
+	d.mu.Unlock()
+	if ready {
+		f()
+	}
+}
 
 // Faults returns the number of front ends whose connection was closed for breaking the protocol.
 func (d *Device) Faults() uint64 { return d.faults.Load() }
@@ -151,11 +163,23 @@ func (d *Device) Full() bool {
 
 // rxReady tells of a receive ring that can be used, for the first time perhaps.
 func (d *Device) rxReady(first bool) {
-	if d.room != nil {
-		d.room()
+	d.tellRoom()
+	d.mu.Lock()
+	connect := d.connect
+	d.ready = true
+	d.mu.Unlock()
+	if first && connect != nil {
+		connect()
 	}
-	if first && d.connect != nil {
-		d.connect()
+}
+
+// tellRoom tells that frames are taken again.
+func (d *Device) tellRoom() {
+	d.mu.Lock()
+	room := d.room
+	d.mu.Unlock()
+	if room != nil {
+		room()
 	}
 }
 
@@ -329,8 +353,8 @@ func (d *Device) look(b []byte, sleep bool) (int, error) {
 		return 0, nil
 	}
 	room, err := s.q[rxQueue].hasRoom()
-	if room && d.room != nil {
-		d.room()
+	if room {
+		d.tellRoom()
 	}
 	if err != nil {
 		d.breakOff(s, err)

@@ -54,12 +54,14 @@ func TestFramesFromTheGuest(t *testing.T) {
 				bufs = append(bufs, buf{bufBase + round*65536 + last, c - last, false})
 				last = c
 			}
+			added := make(chan struct{})
 			go func() {
-				time.Sleep(time.Duration(round) * time.Millisecond)
+				defer close(added)
 				tx.add(bufs...)
 				tx.ring()
 			}()
 			got, err := d.Read(b)
+			<-added
 			if err != nil || !bytes.Equal(b[:got], want) {
 				t.Fatalf("features %#x, round %d: %d bytes, %v, want %d", features, round, got, err, len(want))
 			}
